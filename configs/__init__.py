@@ -1,0 +1,1 @@
+"""Presets: `--config NAME` finds `configs/NAME.yaml`."""
