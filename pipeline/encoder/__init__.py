@@ -1,0 +1,1 @@
+"""The vision tower and what surrounds it on the device: bytes in, pooled vectors out."""

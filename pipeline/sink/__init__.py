@@ -1,0 +1,1 @@
+"""What is written, so that it appears whole, once, and can be proven complete."""

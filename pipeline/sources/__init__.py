@@ -1,0 +1,1 @@
+"""Which files there are: from what the user names to a sorted list of media."""

@@ -1,0 +1,28 @@
+"""CPU actors that probe and decode."""
+
+import pyarrow as pa
+
+from pipeline.config import Config
+from pipeline.stages.decode import Decode, Probe
+
+
+class ProbeActor:
+    """Reads the headers of a block of sources."""
+
+    def __init__(self, config: Config) -> None:
+        self._stage = Probe(config)
+
+    def __call__(self, items: pa.Table) -> pa.Table:
+        """Rows of ITEM_SCHEMA to rows of PROBE_SCHEMA."""
+        return self._stage(items)
+
+
+class DecodeActor:
+    """Turns one plan row into one request; its decoder process dies with it."""
+
+    def __init__(self, config: Config) -> None:
+        self._stage = Decode(config)
+
+    def __call__(self, plan: pa.Table) -> pa.Table:
+        """One row of PLAN_SCHEMA to one row of REQUEST_SCHEMA."""
+        return self._stage(plan)

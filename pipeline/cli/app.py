@@ -1,0 +1,180 @@
+"""The `patchwire` command and its subcommands.
+
+Exit codes: 0 all embedded; 3 finished with error rows; 1 failed; 2 wrong usage.
+"""
+
+import dataclasses
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli import render
+from pipeline.config import Config, load_config
+from pipeline.errors import MediaError, PatchwireError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Embed large corpora of video and images with the Qwen3-VL vision encoder, on Ray.",
+)
+
+
+class RunnerChoice(StrEnum):
+    """Who calls the stages."""
+
+    RAY = "ray"
+    LOCAL = "local"
+
+
+Sources = Annotated[list[str], typer.Argument(help="Files, folders, globs, manifests or URLs.", show_default=False)]
+Model = Annotated[str | None, typer.Option(help="Checkpoint folder, hub id, or random:tiny|2b|8b.")]
+ConfigFile = Annotated[str | None, typer.Option("--config", help="A YAML file, or the name of a preset.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")]
+Runner = Annotated[RunnerChoice, typer.Option(help="ray, or local: serial and without Ray.")]
+Address = Annotated[str | None, typer.Option(help="Ray cluster to join; else a local Ray is started.")]
+Output = Annotated[str, typer.Argument(help="The output folder of a run.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main() -> None:
+    """Run the command; every error of ours is one message and an exit code, never a traceback."""
+    try:
+        app()
+    except MediaError as error:
+        sys.exit(_fail(f"{error}\n{error.code.advice.action}", error.exit_code))
+    except PatchwireError as error:
+        sys.exit(_fail(str(error), error.exit_code))
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"patchwire: {message}\n")
+    return code
+
+
+def _config(config: str | None, settings: list[str] | None, model: str | None = None) -> Config:
+    return load_config(config, settings or (), model)
+
+
+@app.command()
+def embed(
+    sources: Sources,
+    out: Annotated[str, typer.Option(help="The output folder; what it already holds is not done again.")],
+    model: Model = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    runner: Runner = RunnerChoice.RAY,
+    address: Address = None,
+) -> None:
+    """Embed media into Parquet tables."""
+    from pipeline.flow.progress import make_display
+    from pipeline.flow.run import embed as run_embed
+
+    summary = run_embed(
+        sources,
+        out,
+        config=_config(config, settings, model),
+        runner=runner.value,
+        address=address,
+        display=make_display(),
+    )
+    render.summary(summary)
+    raise typer.Exit(summary.exit_code)
+
+
+@app.command()
+def plan(
+    sources: Sources,
+    model: Model = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    runner: Runner = RunnerChoice.LOCAL,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a run would do and cost, from headers alone."""
+    from pipeline.flow.run import make_runner, plan_only
+    from pipeline.plan.summary import summarize
+
+    wanted = _config(config, settings, model)
+    with make_runner(runner.value, wanted, address) as working:
+        made, checkpoint = plan_only(sources, wanted, working)
+    found = summarize(made, checkpoint.vision)
+    if as_json:
+        _print_json(dataclasses.asdict(found))
+    else:
+        render.plan(found, made.failures)
+
+
+@app.command()
+def inspect(
+    file: Annotated[str, typer.Argument(help="A video or an image.", show_default=False)],
+    npz: Annotated[Path | None, typer.Option(help="Write patch_rows_<i> and grid_thw here.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Write a contact sheet here.")] = None,
+    model: Model = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+) -> None:
+    """Show what the encoder would see: JSON lines, one a clip."""
+    import numpy as np
+
+    from pipeline.flow.inspect import contact_sheet, inspect_media
+
+    clips = []
+    for clip in inspect_media(file, _config(config, settings, model)):
+        _print_json(clip.to_json())
+        clips.append(clip)
+    if npz is not None:
+        rows = {f"patch_rows_{place}": clip.patch_rows for place, clip in enumerate(clips)}
+        grids = np.array([clip.clip.grid_thw for clip in clips], dtype=np.int64)
+        np.savez(npz, grid_thw=grids, **rows)  # type: ignore[arg-type]
+    if png is not None:
+        contact_sheet(clips).save(png, format="PNG")
+
+
+@app.command()
+def errors(out: Output, as_json: AsJson = False) -> None:
+    """Group a run's error rows, with what each means and what to do."""
+    from pipeline.sink.errors_report import group_errors
+    from pipeline.sink.output import OutputFolder
+
+    groups = group_errors(OutputFolder(out))
+    if as_json:
+        _print_json([dataclasses.asdict(group) for group in groups])
+    else:
+        render.error_groups(groups)
+
+
+@app.command()
+def verify(out: Output, as_json: AsJson = False) -> None:
+    """Close the books from the files alone: plan = rows + errors."""
+    from pipeline.sink.output import OutputFolder
+    from pipeline.sink.verify import verify_output
+
+    report = verify_output(OutputFolder(out))
+    if as_json:
+        _print_json({**dataclasses.asdict(report), "ok": report.ok})
+    else:
+        render.verify(report)
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check this machine: packages, decoders, Ray, CUDA, shared memory."""
+    from pipeline.cli.checks import run_checks
+
+    checks = run_checks()
+    if as_json:
+        _print_json([dataclasses.asdict(check) for check in checks])
+    else:
+        render.checks(checks)
+    raise typer.Exit(0 if all(check.ok for check in checks) else 1)
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")

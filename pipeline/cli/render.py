@@ -1,0 +1,97 @@
+"""How results look to a person; every function prints typed values that `flow`, `plan` or `sink` made."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline.cli.checks import Check
+from pipeline.flow.progress import format_seconds
+from pipeline.flow.run import RunSummary
+from pipeline.plan.schema import Failure
+from pipeline.plan.summary import PlanSummary
+from pipeline.sink.errors_report import ErrorGroup
+from pipeline.sink.verify import VerifyReport
+
+_MAX_SHAPES = 12
+_MAX_FAILURES = 10
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=True)
+
+
+def summary(run: RunSummary) -> None:
+    """The last lines of a run: counts, the bottleneck, the next command."""
+    console = _console()
+    rate = run.video_seconds / run.elapsed_seconds if run.elapsed_seconds else 0.0
+    console.print(
+        f"{run.num_clips} clips of {run.num_sources} sources: {run.num_clips_done_before} were there, "
+        f"{run.num_new_rows} new rows, {run.num_errors} errors"
+    )
+    if run.num_requests:
+        console.print(
+            f"{format_seconds(run.elapsed_seconds)} for {run.num_requests} requests, {run.num_frames} frames, "
+            f"{rate:.1f} seconds of video a second; limited by {run.bottleneck}"
+        )
+    else:
+        console.print("nothing new to do")
+    if run.random_weights:
+        console.print("seeded random weights: the vectors mean nothing; name a checkpoint with --model")
+    next_command = f"patchwire errors {run.output}" if run.num_errors else f"patchwire verify {run.output}"
+    console.print(f"table: {escape(run.output)}/embeddings\nnext:  {escape(next_command)}")
+
+
+def plan(found: PlanSummary, failures: Sequence[Failure]) -> None:
+    """Counts, cost and shapes."""
+    console = _console()
+    console.print(
+        f"{found.num_sources} sources, {found.num_clip_rows} clips ({found.num_clips} after equal files are joined), "
+        f"{found.num_requests} requests, {found.num_failures} errors"
+    )
+    console.print(
+        f"{found.video_seconds:.1f} s of video, {found.num_frames} frames, {found.num_patches} patches; "
+        f"{found.device_bytes / 1e6:.1f} MB to the device, {found.flops / 1e12:.2f} TFLOP"
+    )
+    table = Table("media", "h x w", "requests", "clips", "patches")
+    for shape in found.shapes[:_MAX_SHAPES]:
+        counts = (shape.num_requests, shape.num_clips, shape.num_patches)
+        table.add_row(shape.media_type, f"{shape.grid_h} x {shape.grid_w}", *map(str, counts))
+    console.print(table)
+    if len(found.shapes) > _MAX_SHAPES:
+        console.print(f"and {len(found.shapes) - _MAX_SHAPES} more shapes")
+    for failure in failures[:_MAX_FAILURES]:
+        console.print(escape(f"{failure.code}: {failure.message}"))
+    if len(failures) > _MAX_FAILURES:
+        console.print(f"and {len(failures) - _MAX_FAILURES} more errors")
+
+
+def error_groups(groups: Sequence[ErrorGroup]) -> None:
+    """Errors by code, most frequent first."""
+    console = _console()
+    if not groups:
+        console.print("no errors")
+    for group in groups:
+        console.print(f"{group.code}: {group.num_errors}\n  {group.meaning} {group.action}")
+        for example in group.examples:
+            console.print(escape(f"  - {example.source_uri} ({example.stage}): {example.message}"))
+
+
+def verify(report: VerifyReport) -> None:
+    """Whether the books close, and the first places where they do not."""
+    console = _console()
+    console.print(
+        f"{report.num_sources} sources, {report.num_clips} clips planned: {report.num_rows} rows, "
+        f"{report.num_error_rows} errors"
+    )
+    for discrepancy in report.discrepancies:
+        console.print(escape(f"- {discrepancy}"))
+    console.print("ok" if report.ok else "NOT ok")
+
+
+def checks(found: Sequence[Check]) -> None:
+    """One line a check."""
+    console = _console()
+    for check in found:
+        console.print(escape(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.found}"))

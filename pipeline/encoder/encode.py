@@ -1,0 +1,148 @@
+"""A request's patch rows to its vectors.
+
+Everything between the bytes that arrived on the device and the vectors that leave it. The grids stay Python integers
+throughout, so nothing here waits for the device or copies to it: the caller can queue the next request at once.
+A request above `max_patches` runs in chunks of whole temporal patches. Attention never crosses one, so the vectors
+are the same, and memory is bounded by the chunk.
+
+Shapes: P = patches, F = temporal patches, O = out_hidden, K = deepstack taps.
+"""
+# ruff: noqa: N806 (shape suffixes are upper case)
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.checkpoint import Checkpoint, VisionSpec
+from pipeline.config import OutputConfig
+from pipeline.encoder.counts import Grid, num_patches, num_vectors, split_chunks
+from pipeline.encoder.pixels import PixelNormalizer
+from pipeline.encoder.pooling import OUTPUT_DTYPES, clip_means, finish, frame_means
+from pipeline.encoder.weights import load_tower
+from pipeline.errors import ModelError, RequestError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Encoded:
+    """Vectors on the device, clip after clip: (N, O) with N clips, temporal patches or tokens by level.
+
+    `deepstack` is (N, K, O) at level `token` if it was asked for, else None. The tensors belong to the caller.
+    """
+
+    vectors: Tensor
+    deepstack: Tensor | None
+
+
+def wants_deepstack(spec: VisionSpec, output: OutputConfig) -> bool:
+    """Whether these settings give deepstack features: only level `token` has them.
+
+    Raises: ModelError when they were asked for and the model has none.
+    """
+    if not output.deepstack or output.level != "token":
+        return False
+    if not spec.deepstack_visual_indexes:
+        raise ModelError(f"a {spec.model_type} tower has no deepstack features; set output.deepstack=false")
+    return True
+
+
+class Encoder:
+    """A tower with its pixel arithmetic on one device; threads may share it on one CUDA stream.
+
+    Args:
+        checkpoint: dimensions, recipe and where the weights are.
+        device: where it runs; requests must already be there.
+        dtype: arithmetic of the tower.
+        max_patches: patches of one forward pass.
+    Raises: ModelError when the weights do not fit the checkpoint's config.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, max_patches: int) -> None:
+        self.spec = checkpoint.vision
+        self._dtype = dtype
+        self._max_patches = max_patches
+        self._pixels = PixelNormalizer(checkpoint.vision, checkpoint.preprocessing).to(device)
+        self._tower = load_tower(checkpoint, device=device, dtype=dtype)
+        if dtype == torch.float32:
+            # For the whole process: TF32, where something else allowed it, keeps 10 bits of a product's 23.
+            torch.set_float32_matmul_precision("highest")
+
+    @property
+    def vector_dim(self) -> int:
+        """Values of one vector, at every level."""
+        return self.spec.out_hidden_size
+
+    @torch.inference_mode()
+    def encode(self, patch_rows: Tensor, grid_thw: Sequence[Sequence[int]], output: OutputConfig) -> Encoded:
+        """Encode one request.
+
+        Args:
+            patch_rows: uint8 (P, 768) of images or (P, 1536) of videos on the encoder's device, clip after clip, each
+                in merge-block order. Read until the last kernel that was queued here has run.
+            grid_thw: [[t, h, w], ...] in patches, one a clip, Python ints.
+            output: level, dtype, normalisation, deepstack.
+        Raises: RequestError when rows and grids contradict each other; ModelError as `wants_deepstack`.
+        Cost: no copy from the host, no sync. Same vectors, up to rounding, whatever else is in the request.
+        """
+        self._check(patch_rows, grid_thw)
+        with_deepstack = wants_deepstack(self.spec, output)
+        if output.level == "token":
+            return self._encode_tokens(patch_rows, grid_thw, output, with_deepstack)
+        return self._encode_means(patch_rows, grid_thw, output)
+
+    def _encode_tokens(
+        self, patch_rows: Tensor, grid_thw: Sequence[Sequence[int]], output: OutputConfig, with_deepstack: bool
+    ) -> Encoded:
+        # Filled chunk by chunk: joining chunks at the end would hold every token twice.
+        num_tokens = sum(num_vectors(grid, "token", merged_patches=self.spec.merged_patches) for grid in grid_thw)
+        num_taps = len(self.spec.deepstack_visual_indexes) if with_deepstack else 0
+        dtype, device = OUTPUT_DTYPES[output.dtype], patch_rows.device
+        vectors = torch.empty((num_tokens, self.vector_dim), dtype=dtype, device=device)
+        deepstack = torch.empty((num_tokens, num_taps, self.vector_dim), dtype=dtype, device=device)
+        start = 0
+        for pixel_values, grids in self._chunks(patch_rows, grid_thw):
+            result = self._tower(pixel_values, grids, with_deepstack=with_deepstack)
+            stop = start + result.tokens.shape[0]
+            vectors[start:stop] = finish(result.tokens, output)
+            for tap, tokens in enumerate(result.deepstack):
+                deepstack[start:stop, tap] = finish(tokens, output)
+            start = stop
+        return Encoded(vectors=vectors, deepstack=deepstack if with_deepstack else None)
+
+    def _encode_means(self, patch_rows: Tensor, grid_thw: Sequence[Sequence[int]], output: OutputConfig) -> Encoded:
+        frames_FO = torch.cat(
+            [
+                frame_means(self._tower(pixel_values, grids).tokens, grids, self.spec.merged_patches)
+                for pixel_values, grids in self._chunks(patch_rows, grid_thw)
+            ]
+        )
+        vectors = clip_means(frames_FO, grid_thw) if output.level == "clip" else frames_FO
+        return Encoded(vectors=finish(vectors, output), deepstack=None)
+
+    def _chunks(self, patch_rows: Tensor, grid_thw: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, list[Grid]]]:
+        """Normalised rows (P, 1536) of each chunk with the grids they fall into."""
+        start = 0
+        for grids in split_chunks(grid_thw, self._max_patches):
+            stop = start + num_patches(grids)
+            yield self._pixels(patch_rows[start:stop], self._dtype), grids
+            start = stop
+
+    def _check(self, patch_rows: Tensor, grid_thw: Sequence[Sequence[int]]) -> None:
+        widths = self._pixels.row_bytes
+        if patch_rows.dtype != torch.uint8 or patch_rows.dim() != 2 or patch_rows.shape[1] not in widths:
+            raise RequestError(
+                f"patch_rows: expected uint8 (num_patches, {widths[0]} or {widths[1]}), "
+                f"got {patch_rows.dtype} {tuple(patch_rows.shape)}"
+            )
+        merge = self.spec.spatial_merge_size
+        for grid in grid_thw:
+            if len(grid) != 3 or min(grid) < 1 or grid[1] % merge or grid[2] % merge:
+                raise RequestError(
+                    f"grid_thw: expected positive (t, h, w) with h and w multiples of {merge}, got {list(grid)}"
+                )
+        if not grid_thw or num_patches(grid_thw) != patch_rows.shape[0]:
+            raise RequestError(
+                f"patch_rows: {patch_rows.shape[0]} rows for {len(grid_thw)} clips of {num_patches(grid_thw)} patches "
+                "together; a request has at least one clip and one row a patch"
+            )

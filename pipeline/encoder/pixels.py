@@ -1,0 +1,54 @@
+"""Bytes to what the first matrix product reads, on the device.
+
+A patch row travels as uint8 and becomes `(x - 255 * mean) / (255 * std)` here: a quarter of the bytes that
+float32 rows would be, and an image's one frame is doubled only now. The arithmetic is transformers' own (fused,
+in float32, with a true division), so the bits are too. A Python number as divisor would not do: CUDA multiplies
+by its reciprocal. Source: transformers 5.23 `TorchvisionBackend.rescale_and_normalize`, rescale_factor 1/255.
+
+Shapes: P = patches, C = channels, T = temporal patch size, V = values of one patch of one channel and frame.
+"""
+# ruff: noqa: N806 (shape suffixes are upper case)
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.checkpoint import Preprocessing, VisionSpec
+
+_RESCALE_FACTOR = 1 / 255
+
+
+class PixelNormalizer(nn.Module):
+    """Normalises uint8 patch rows; its few numbers move to the device once, with the module."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: VisionSpec, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self._temporal_patch_size = spec.temporal_patch_size
+        self._frame_shape = (spec.in_channels, spec.patch_size**2)
+        for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
+            scaled = torch.tensor(values, dtype=torch.float32) * (1.0 / _RESCALE_FACTOR)
+            self.register_buffer(name, scaled.view(-1, 1, 1), persistent=False)
+
+    @property
+    def row_bytes(self) -> tuple[int, int]:
+        """Bytes of an image's patch row (one frame) and of a video's (768 and 1536)."""
+        channels, values = self._frame_shape
+        return channels * values, channels * values * self._temporal_patch_size
+
+    def forward(self, patch_rows: Tensor, dtype: torch.dtype) -> Tensor:
+        """Normalise patch rows.
+
+        Args:
+            patch_rows: uint8 (P, 768) of images or (P, 1536) of videos, each row (C, 1 or T, 16, 16), on the device.
+            dtype: what the tower computes in.
+        Returns: (P, 1536) in `dtype`, rounded once, from float32.
+        Cost: two kernels and one float32 temporary of the input's size; no copy from the host, no sync.
+        """
+        channels, values = self._frame_shape
+        shape = (patch_rows.shape[0], channels, self._temporal_patch_size, values)
+        centred_PCTV = torch.sub(patch_rows.reshape(shape[0], channels, -1, values), self.mean)
+        pixels_PCTV = torch.empty(shape, dtype=dtype, device=patch_rows.device)
+        torch.div(centred_PCTV.expand(shape), self.std, out=pixels_PCTV)
+        return pixels_PCTV.flatten(1)

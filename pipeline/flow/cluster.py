@@ -1,0 +1,197 @@
+"""The same stages on Ray Data: windowing, backpressure, restarts and placement are Ray's.
+
+One request is one row, one block and one task's output. The plan is handed over as one-row blocks and the target
+block size is set below any real request, so that Ray never merges or splits rows; the block a consumer gets is
+then a view of the object store's mapping. Measured with Ray 2.60; the settings and their reasons:
+
+- `target_max_block_size` 1 MiB: with the default 128 MiB, sixteen requests arrived in three calls.
+- eight requests in flight per encode actor: the executor polls every 100 ms, and two starve a fast GPU.
+- `max_errored_blocks` stays 0: it would drop rows. Bad media are rows already; anything else must stop the run.
+- `actor_init_retry_on_errors`: else a failing restart of an actor is fatal.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, Dataset
+from ray.data.context import DataContext
+
+from actors.decode import DecodeActor, ProbeActor
+from actors.encode import EncodeActor
+from actors.write import WriteActor
+from pipeline.config import Config, RayConfig
+from pipeline.errors import PatchwireError, RunError, UsageError
+from pipeline.flow.runner import Capacity, Job
+from pipeline.plan.probe import ProbeResult, items_table, results_of
+from pipeline.plan.schema import RequestPlan, plan_table
+from pipeline.sink.receipt import Receipt, receipts_of
+from pipeline.sources.listing import SourceItem
+
+_BLOCK_BYTES = 1 << 20
+_SOURCES_PER_BLOCK = 32
+_CPU_ENCODER_CORES = 0.5
+_WRITER_CORES = 0.05
+_CALLS_PER_GPU_ACTOR = 2  # one request is encoded while the next one is copied
+
+
+class RayRunner:
+    """Runs the stages as Ray Data actor pools; starts a local Ray, or joins the cluster at `address`.
+
+    A Ray that was already initialised in this process, or that RAY_ADDRESS names (as in a submitted job), is
+    used and left running.
+    """
+
+    name = "ray"
+
+    def __init__(self, config: Config, address: str | None = None) -> None:
+        self._config = config
+        self._address = address
+        self._started_here = False
+        self.capacity = Capacity(decode=1, encode=1)
+
+    def __enter__(self) -> Self:
+        if not ray.is_initialized():
+            _quiet_logging()
+            self._connect()
+            self._started_here = True
+        self._cores = float(ray.cluster_resources().get("CPU", 1))
+        self._gpus = int(ray.cluster_resources().get("GPU", 0))
+        self.capacity = Capacity(decode=self._decode_workers, encode=self._encode_workers)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._started_here:
+            ray.shutdown()
+
+    def probe(self, items: Sequence[SourceItem], config: Config) -> Iterator[ProbeResult]:
+        """Read headers in parallel, a block of sources a task."""
+        blocks = [
+            items_table(items[start : start + _SOURCES_PER_BLOCK]) for start in range(0, len(items), _SOURCES_PER_BLOCK)
+        ]
+        dataset = self._dataset(blocks).map_batches(
+            ProbeActor,
+            fn_constructor_args=(config,),
+            batch_format="pyarrow",
+            batch_size=None,
+            num_cpus=self._cores_per_decoder,
+            compute=ActorPoolStrategy(min_size=1, max_size=min(self._decode_workers, len(blocks))),
+        )
+        for table in _tables(dataset):
+            yield from results_of(table)
+
+    def run(self, requests: Sequence[RequestPlan], job: Job) -> Iterator[Receipt]:
+        """Stream requests through the pools; a receipt for each as it has been written."""
+        for table in _tables(self._pipeline(requests, job)):
+            yield from receipts_of(table)
+
+    def _pipeline(self, requests: Sequence[RequestPlan], job: Job) -> Dataset:
+        one_row = {"batch_format": "pyarrow", "batch_size": 1}
+        plan = plan_table(requests)
+        blocks = [plan.slice(row, 1) for row in range(plan.num_rows)]
+        return (
+            self._dataset(blocks)
+            .map_batches(
+                DecodeActor,
+                fn_constructor_args=(job.config,),
+                num_cpus=self._cores_per_decoder,
+                compute=ActorPoolStrategy(min_size=1, max_size=min(self._decode_workers, len(blocks))),
+                **one_row,
+            )
+            .map_batches(EncodeActor, fn_constructor_args=(job.config, job.model), **self._encode_placement(), **one_row)
+            .map_batches(
+                WriteActor,
+                fn_constructor_args=(job.target,),
+                num_cpus=_WRITER_CORES,
+                compute=ActorPoolStrategy(size=1),
+                **one_row,
+            )
+        )
+
+    def _dataset(self, blocks: list[pa.Table]) -> Dataset:
+        context = DataContext.get_current()
+        context.target_max_block_size = _BLOCK_BYTES
+        context.actor_init_retry_on_errors = True
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        return ray.data.from_arrow(blocks)
+
+    def _encode_placement(self) -> dict[str, Any]:
+        if not self._on_gpu:
+            return {"num_cpus": _CPU_ENCODER_CORES, "compute": ActorPoolStrategy(size=self._encode_workers)}
+        pool = ActorPoolStrategy(
+            size=self._encode_workers,
+            max_concurrent_calls_per_actor=_CALLS_PER_GPU_ACTOR,
+            enable_true_multi_threading=True,
+            max_tasks_in_flight_per_actor=self._config.ray.requests_in_flight,
+        )
+        return {"num_gpus": 1, "num_cpus": 0, "compute": pool}
+
+    @property
+    def _on_gpu(self) -> bool:
+        device = self._config.encode.device
+        if device == "cuda" and not self._gpus:
+            raise UsageError("encode.device=cuda: this Ray cluster has no GPU; use encode.device=auto or cpu")
+        return device != "cpu" and self._gpus > 0
+
+    @property
+    def _encode_workers(self) -> int:
+        return self._config.ray.encode_workers or (self._gpus if self._on_gpu else 1)
+
+    @property
+    def _decode_workers(self) -> int:
+        return self._config.ray.decode_workers or max(1, int(self._cores) - 1)
+
+    @property
+    def _cores_per_decoder(self) -> float:
+        """One core each, or less where the config asks for more workers than there are cores."""
+        left = self._cores - _WRITER_CORES - (0 if self._on_gpu else _CPU_ENCODER_CORES * self._encode_workers)
+        return max(0.01, min(1.0, left / self._decode_workers))
+
+    def _connect(self) -> None:
+        settings: RayConfig = self._config.ray
+        address = self._address or os.environ.get("RAY_ADDRESS")
+        try:
+            if address and address != "local":
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+                return
+            ray.init(
+                address="local",
+                num_cpus=settings.num_cpus,
+                object_store_memory=settings.object_store_bytes,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise RunError(f"ray at {address or 'local'}: {error}") from error
+
+
+def _tables(dataset: Dataset) -> Iterator[pa.Table]:
+    """The blocks of a dataset as they are made; an error of ours comes out as itself."""
+    try:
+        yield from dataset.iter_batches(batch_format="pyarrow", batch_size=None)
+    except ray.exceptions.RayError as error:
+        raise _cause(error) from error
+
+
+def _cause(error: BaseException) -> PatchwireError:
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, PatchwireError):
+            return found
+        found = getattr(found, "cause", None) or found.__cause__
+    return RunError(f"ray: {error}")
+
+
+def _quiet_logging() -> None:
+    """Ray Data logs every operator's plan to the terminal; a run has its own progress."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -1,0 +1,44 @@
+"""The whole way in one screen: every stage, one after the other, in this process and without Ray."""
+
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Self
+
+from pipeline.config import Config
+from pipeline.flow.runner import Capacity, Job
+from pipeline.plan.probe import ProbeResult, items_table, results_of
+from pipeline.plan.schema import RequestPlan, plan_table
+from pipeline.sink.receipt import Receipt, receipts_of
+from pipeline.sources.listing import SourceItem
+from pipeline.stages.decode import Decode, Probe
+from pipeline.stages.encode import Encode
+from pipeline.stages.write import Write
+
+
+class LocalRunner:
+    """Runs the stages serially: the reference that the cluster is compared with, and the debugger's friend."""
+
+    name = "local"
+    capacity = Capacity(decode=1, encode=1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Hold nothing between calls."""
+
+    def probe(self, items: Sequence[SourceItem], config: Config) -> Iterator[ProbeResult]:
+        """Read headers one by one."""
+        with Probe(config) as probe:
+            for item in items:
+                yield from results_of(probe(items_table([item])))
+
+    def run(self, requests: Sequence[RequestPlan], job: Job) -> Iterator[Receipt]:
+        """Take each request the whole way before the next one begins."""
+        encode, write = Encode(job.config, job.model), Write(job.target)
+        with Decode(job.config) as decode:
+            for request in requests:
+                row = plan_table([request])
+                yield from receipts_of(write(encode(decode(row))))

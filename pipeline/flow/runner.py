@@ -1,0 +1,51 @@
+"""What a runner is: a way to call the stages. `local` is a serial loop, `cluster` is Ray Data."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+from pipeline.config import Config
+from pipeline.plan.probe import ProbeResult
+from pipeline.plan.schema import RequestPlan
+from pipeline.sink.receipt import Receipt
+from pipeline.sources.listing import SourceItem
+from pipeline.stages.write import WriteTarget
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What every worker of a run is built from."""
+
+    config: Config
+    model: str
+    target: WriteTarget
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """How many calls of each stage run at once; what a stage's busy time is measured against."""
+
+    decode: int
+    encode: int
+
+
+class Runner(Protocol):
+    """Calls the stages; a context manager that owns its workers."""
+
+    name: str
+    capacity: Capacity
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def probe(self, items: Sequence[SourceItem], config: Config) -> Iterator[ProbeResult]:
+        """Read headers, results in any order."""
+        ...
+
+    def run(self, requests: Sequence[RequestPlan], job: Job) -> Iterator[Receipt]:
+        """Decode, encode and write requests; a receipt as each is written, in any order."""
+        ...

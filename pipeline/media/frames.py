@@ -1,0 +1,86 @@
+"""One interface over the backends: a clip's frames, and the name of who decoded them.
+
+`auto` is PyAV, because it measured cheaper and right on every valid file; decord is tried where PyAV
+cannot produce a single frame, and PyAV's reason is reported if decord fails too.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import DecodeConfig, ImagesConfig, LimitsConfig
+from pipeline.errors import ErrorCode, MediaError
+from pipeline.media.container import ClipJob, FileFormat, MediaType, identify
+from pipeline.media.image import read_animation, read_image
+from pipeline.media.location import local_path
+from pipeline.media.video_decord import read_frames_decord
+from pipeline.media.video_pyav import IndexCache, VideoSource, read_frames
+
+_PYAV_FOUND_NOTHING = frozenset({ErrorCode.CORRUPT_MEDIA, ErrorCode.UNSUPPORTED_MEDIA})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipFrames:
+    """`backend` is "pyav", "decord" or "pillow"; `frames` yields uint8 (H, W, 3), one a wanted index."""
+
+    backend: str
+    frames: Iterator[NDArray[np.uint8]]
+
+
+def open_frames(
+    job: ClipJob,
+    file: BinaryIO,
+    decode: DecodeConfig,
+    images: ImagesConfig,
+    limits: LimitsConfig,
+    cache: IndexCache,
+) -> ClipFrames:
+    """Start decoding a clip.
+
+    Frames come one at a time, so memory does not grow with the clip. The file stays the caller's and
+    is read while the frames are taken.
+    Raises: MediaError, here and while the frames are taken.
+    """
+    file_format = identify(file, job.uri)
+    if file_format.media_type is MediaType.IMAGE:
+        return ClipFrames(backend="pillow", frames=_image_frames(job, file, file_format, images, limits))
+    if job.media_type is not MediaType.VIDEO:
+        raise MediaError(
+            ErrorCode.CHANGED_MEDIA, f"{job.uri}: planned as an image, it is a {file_format.name} video now"
+        )
+    source = VideoSource(file=file, uri=job.uri, file_format=file_format, limits=limits)
+    if decode.video == "decord":
+        return _decord(source, job)
+    try:
+        return ClipFrames(backend="pyav", frames=_started(read_frames(source, job.frame_indices, cache)))
+    except MediaError as error:
+        if decode.video == "pyav" or error.code not in _PYAV_FOUND_NOTHING:
+            raise
+        try:
+            return _decord(source, job)
+        except MediaError:
+            raise error from None
+
+
+def _decord(source: VideoSource, job: ClipJob) -> ClipFrames:
+    if local_path(job.uri) is None:
+        raise MediaError(ErrorCode.UNSUPPORTED_MEDIA, f"{job.uri}: decord reads local files only; use decode.video=pyav")
+    frames = read_frames_decord(source, job.frame_indices, job.num_source_frames)
+    return ClipFrames(backend="decord", frames=_started(frames))
+
+
+def _started(frames: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+    """Decode the first frame now, so that a failure shows while another backend can still be chosen."""
+    return chain([next(frames)], frames)
+
+
+def _image_frames(
+    job: ClipJob, file: BinaryIO, file_format: FileFormat, images: ImagesConfig, limits: LimitsConfig
+) -> Iterator[NDArray[np.uint8]]:
+    if job.media_type is MediaType.VIDEO:
+        return read_animation(file, job.uri, file_format, images, limits, job.frame_indices)
+    return iter([read_image(file, job.uri, file_format, images, limits)])

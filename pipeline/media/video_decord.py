@@ -1,0 +1,103 @@
+"""Wanted frames of a video by decord 0.6: the second backend, contained.
+
+decord gives PyAV's bytes wherever it decodes from the start. Its faults decide the shape of this file:
+- seeking gives wrong frames in MPEG-TS, VP9, HEVC and 4:4:4, and `skip_frames` seeks: there every frame
+  is taken in order with `next`; `get_batch` is for 4:2:0 H.264 and MPEG-4 in MP4, Matroska and AVI;
+- a reader decodes ahead without bound while it is idle: none outlives the chunk it is read for, and a
+  chunk holds at most 256 MB of frames, so a long clip outside the seekable formats is read repeatedly;
+- its converter differs on odd sides with subsampled colour: such videos are refused;
+- it can spin for ever in native code on damaged files: the decoder process's deadline ends that. A frame
+  count other than the container's, which provokes it, is refused before;
+- no AV1, no file without a duration, some MPEG-TS, some sizes below 64 pixels: refused by decord itself.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import av
+import numpy as np
+import torch  # noqa: F401  # before decord: the other order crashes in their C++ runtimes
+from numpy.typing import NDArray
+
+from pipeline.errors import ErrorCode, MediaError
+from pipeline.media.container import open_video
+from pipeline.media.index import codec_name
+from pipeline.media.video_pyav import VideoSource
+
+_CHUNK_BYTES = 256 << 20
+_SEEKABLE_CODECS = frozenset({"h264", "mpeg4"})
+_SEEKABLE_DEMUXERS = frozenset({"mov", "matroska", "avi"})
+_SEEKABLE_PIXELS = frozenset({"yuv420p", "yuvj420p"})
+
+
+def read_frames_decord(
+    source: VideoSource, frame_indices: Sequence[int], num_source_frames: int
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield one frame for each wanted index, in order.
+
+    Args:
+        source: a video in a local file.
+        frame_indices: frame numbers in presentation order, never decreasing.
+        num_source_frames: what the probe counted.
+    Yields: uint8 (H, W, 3) RGB as displayed; an index that repeats gives the same array again.
+    Raises: MediaError UNSUPPORTED_MEDIA, CORRUPT_MEDIA or TRUNCATED_MEDIA.
+    Cost: up to 256 MB of frames beside decord's own read-ahead.
+    """
+    can_seek, frame_bytes = _inspect(source)
+    wanted = sorted(set(frame_indices))
+    chunk_frames = max(1, _CHUNK_BYTES // frame_bytes)
+    frames: dict[int, NDArray[np.uint8]] = {}
+    for number in frame_indices:
+        if number not in frames:
+            position = wanted.index(number)
+            chunk = wanted[position : position + chunk_frames]
+            frames = dict(zip(chunk, _read_chunk(source, chunk, num_source_frames, can_seek), strict=True))
+        yield frames[number]
+
+
+def _inspect(source: VideoSource) -> tuple[bool, int]:
+    """Whether seeking is safe, and bytes of one RGB frame. Raises MediaError for what decord gets wrong."""
+    if not source.file_format.is_unmistakable:
+        raise _refusal(source, "a stream that begins in mid-packet")
+    source.file.seek(0)
+    with open_video(source.file, source.uri, source.file_format, source.limits) as (container, stream):
+        context = stream.codec_context
+        layout = av.VideoFormat(context.pix_fmt) if context.pix_fmt else None
+        is_subsampled = layout is not None and layout.chroma_width(2) == 1
+        if is_subsampled and (context.width % 2 or context.height % 2):
+            raise _refusal(source, f"odd sides ({context.width}x{context.height}) with subsampled colour")
+        can_seek = (
+            codec_name(stream) in _SEEKABLE_CODECS
+            and container.format.name in _SEEKABLE_DEMUXERS
+            and context.pix_fmt in _SEEKABLE_PIXELS
+        )
+        return can_seek, 3 * context.width * context.height
+
+
+def _refusal(source: VideoSource, what: str) -> MediaError:
+    return MediaError(ErrorCode.UNSUPPORTED_MEDIA, f"{source.uri}: decord does not decode {what}")
+
+
+def _read_chunk(
+    source: VideoSource, chunk: Sequence[int], num_source_frames: int, can_seek: bool
+) -> list[NDArray[np.uint8]]:
+    import decord
+
+    # The verified file by its handle: a name could mean another file by now, or not be text.
+    path = f"/proc/self/fd/{source.file.fileno()}"
+    try:
+        reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
+        if len(reader) != num_source_frames:
+            raise _refusal(source, f"a file in which it counts {len(reader)} frames and the probe {num_source_frames}")
+        if chunk[-1] >= len(reader):
+            raise MediaError(
+                ErrorCode.TRUNCATED_MEDIA,
+                f"{source.uri}: expected frame {chunk[-1]}, the file ends after {len(reader)} frames",
+            )
+        if can_seek:
+            return list(reader.get_batch(list(chunk)).asnumpy())
+        wanted = set(chunk)
+        taken = ((number, reader.next()) for number in range(chunk[-1] + 1))
+        return [frame.asnumpy() for number, frame in taken if number in wanted]
+    except (decord.DECORDError, IndexError, StopIteration, RuntimeError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise MediaError(ErrorCode.CORRUPT_MEDIA, f"{source.uri}: decord: {first_line}") from error

@@ -1,0 +1,162 @@
+"""A listing and its probe results become the plan; an earlier plan of the same output is kept and added to.
+
+Planned once: a request that exists is never repacked, so its fragment stays valid when files are added. What
+the output has seen is kept by (uri, size, modification time); changed bytes under the same path are new content
+with a new `source_id`, planned beside the old rows.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import pyarrow as pa
+
+from pipeline.errors import MediaError, Stage
+from pipeline.plan.clips import Recipe, plan_clips
+from pipeline.plan.packing import pack
+from pipeline.plan.probe import ProbeResult
+from pipeline.plan.schema import SOURCES_SCHEMA, Clip, Failure, RequestPlan, SourceRecord
+from pipeline.sources.listing import Listing, SourceItem
+
+Prober = Callable[[Sequence[SourceItem]], Iterable[ProbeResult]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All requests of an output, every source they came from, and the sources that gave none."""
+
+    requests: tuple[RequestPlan, ...]
+    sources: tuple[SourceRecord, ...]
+    failures: tuple[Failure, ...]
+
+    @property
+    def num_clip_rows(self) -> int:
+        """Clips counted once for every path they lie under."""
+        return sum(len(clip.clip_ids) for request in self.requests for clip in request.clips)
+
+
+EMPTY_PLAN = Plan(requests=(), sources=(), failures=())
+
+
+def make_plan(listing: Listing, known: Plan, probe: Prober, recipe: Recipe) -> Plan:
+    """Plan what the listing holds and `known` does not.
+
+    Args:
+        listing: the sources as they lie now, sorted.
+        known: the output's plan so far, or EMPTY_PLAN.
+        probe: reads headers, results in any order; only called for sources that are new, changed or failed
+            in a way that another try can mend.
+        recipe: the checkpoint's numbers and the config.
+    """
+    kept_sources, kept_failures, new_items = _split(listing, known)
+    results = {_span(result.item): result for result in probe(new_items)} if new_items else {}
+    planned = [_plan_source(results[_span(item)], recipe) for item in new_items]
+    failures = [failure for _, _, failure in planned if failure is not None]
+    new_clips = _merge_equal(clip for _, clips, _ in planned for clip in clips)
+    present = {clip_id for request in known.requests for clip in request.clips for clip_id in clip.clip_ids}
+    missing = [clip for clip in new_clips if not present.issuperset(clip.clip_ids)]
+    return Plan(
+        requests=known.requests + tuple(pack(missing, recipe.config.request.max_patches)),
+        sources=tuple(kept_sources + [record for record, _, _ in planned] + _unlistable_sources(listing)),
+        failures=tuple(kept_failures + failures + _unlistable_failures(listing)),
+    )
+
+
+def _span(item: SourceItem) -> tuple[str, float | None, float | None]:
+    return item.uri, item.start_seconds, item.end_seconds
+
+
+def _split(listing: Listing, known: Plan) -> tuple[list[SourceRecord], list[Failure], list[SourceItem]]:
+    """What stays as it is, and which sources to probe."""
+    listed = {_span(item): item for item in listing.items}
+    unlistable = {failure.uri for failure in listing.failures}
+    retried = {failure.source_uri for failure in known.failures if failure.code.advice.retryable}
+    kept: list[SourceRecord] = []
+    unchanged: set[tuple[str, float | None, float | None]] = set()
+    for record in known.sources:
+        span = (record.source_uri, record.start_seconds, record.end_seconds)
+        item = listed.get(span)
+        failed = record.num_clips == 0
+        same = item is not None and (item.num_bytes, item.modified_ns) == (record.num_bytes, record.modified_ns)
+        if same and not (failed and record.source_uri in retried):
+            unchanged.add(span)
+        elif failed and (item is not None or record.source_uri in unlistable):
+            continue
+        kept.append(record)
+    new_items = [item for item in listing.items if _span(item) not in unchanged]
+    stale = {item.uri for item in new_items} | unlistable
+    return kept, [failure for failure in known.failures if failure.source_uri not in stale], new_items
+
+
+def _plan_source(result: ProbeResult, recipe: Recipe) -> tuple[SourceRecord, list[Clip], Failure | None]:
+    item, error = result.item, result.error
+    clips: list[Clip] = []
+    if result.info is not None and result.source_id is not None:
+        try:
+            clips = plan_clips(item, result.source_id, result.info, recipe)
+        except MediaError as found:
+            error = MediaError(found.code, _naming(item.uri, found.message), found.stage)
+    record = SourceRecord(
+        source_uri=item.uri,
+        source_id=result.source_id,
+        start_seconds=item.start_seconds,
+        end_seconds=item.end_seconds,
+        num_bytes=item.num_bytes,
+        modified_ns=item.modified_ns,
+        media_type=None if result.info is None else result.info.media_type,
+        num_clips=len(clips),
+    )
+    failure = None if error is None else Failure.of_source(item.uri, result.source_id, error)
+    return record, clips, failure
+
+
+def _naming(uri: str, message: str) -> str:
+    return message if message.startswith(uri) else f"{uri}: {message}"
+
+
+def _merge_equal(clips: Iterable[Clip]) -> list[Clip]:
+    """One clip for equal content, with an id and a path for each place it lies."""
+    merged: dict[tuple[object, ...], Clip] = {}
+    for clip in clips:
+        key = (clip.source_id, clip.clip_index, clip.frame_indices, clip.start_seconds, clip.end_seconds)
+        first = merged.get(key)
+        merged[key] = (
+            clip
+            if first is None
+            else replace(
+                first, clip_ids=first.clip_ids + clip.clip_ids, source_uris=first.source_uris + clip.source_uris
+            )
+        )
+    return list(merged.values())
+
+
+def _unlistable_failures(listing: Listing) -> list[Failure]:
+    return [
+        Failure.of_source(failure.uri, None, MediaError(failure.code, failure.message, Stage.LIST))
+        for failure in listing.failures
+    ]
+
+
+def _unlistable_sources(listing: Listing) -> list[SourceRecord]:
+    return [
+        SourceRecord(
+            source_uri=failure.uri,
+            source_id=None,
+            start_seconds=None,
+            end_seconds=None,
+            num_bytes=0,
+            modified_ns=0,
+            media_type=None,
+            num_clips=0,
+        )
+        for failure in listing.failures
+    ]
+
+
+def sources_table(sources: Iterable[SourceRecord]) -> pa.Table:
+    """Sources in Arrow, one row each, in SOURCES_SCHEMA."""
+    return pa.Table.from_pylist([asdict(record) for record in sources], schema=SOURCES_SCHEMA)
+
+
+def sources_of(table: pa.Table) -> tuple[SourceRecord, ...]:
+    """The rows of `sources_table` as values."""
+    return tuple(SourceRecord(**row) for row in table.to_pylist())

@@ -1,0 +1,88 @@
+"""A plan row becomes a request: every clip decoded into its place in one shared buffer.
+
+The buffer is laid out for the whole plan; a clip that fails leaves no hole, because the next one is written
+where it would have begun, and the final layout is that of the clips that came through.
+"""
+
+import time
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipeline.errors import MediaError
+from pipeline.media.container import ClipJob
+from pipeline.media.sandbox import Sandbox, SharedBuffer
+from pipeline.plan.schema import Clip, Failure, RequestPlan
+from pipeline.request.layout import RequestLayout
+from pipeline.request.table import RequestMeta, wrap_request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Decoded:
+    clip: Clip
+    decoder: str
+
+
+def build_request(plan: RequestPlan, sandbox: Sandbox) -> pa.Table:
+    """Decode the clips of one plan row into one request.
+
+    Args:
+        plan: clips of one media type and one (h, w).
+        sandbox: the decoder process, restarted where a clip kills it.
+    Returns: one row in REQUEST_SCHEMA; failed clips are in its `failures`, one for each path.
+    Cost: the buffer is written once, by the child; Arrow wraps it where it lies.
+    """
+    started = time.perf_counter()
+    planned = RequestLayout.of(plan.media_type, [clip.grid_thw for clip in plan.clips])
+    buffer = SharedBuffer(planned.num_bytes)
+    decoded: list[_Decoded] = []
+    failures: list[Failure] = []
+    # Room for the header of all planned clips: if some fail, the shorter header is padded to the same start.
+    offset = planned.rows_start
+    for clip in plan.clips:
+        try:
+            report = sandbox.decode(clip_job(clip), buffer, offset)
+        except MediaError as error:
+            failures.extend(clip_failures(clip, error))
+        else:
+            decoded.append(_Decoded(clip=clip, decoder=report.backend))
+            offset += clip.num_patches * planned.row_bytes
+    meta = RequestMeta(
+        request_id=plan.request_id,
+        media_type=plan.media_type,
+        clips=tuple(item.clip for item in decoded),
+        decoders=tuple(item.decoder for item in decoded),
+        failures=tuple(failures),
+        decode_seconds=time.perf_counter() - started,
+    )
+    view = buffer.memory[planned.rows_start - meta.layout.rows_start :]
+    header = meta.layout.header()
+    view[: meta.layout.rows_start] = memoryview(header.view("u1"))
+    return wrap_request(meta, view[: meta.layout.num_bytes])
+
+
+def clip_job(clip: Clip) -> ClipJob:
+    """What the decoder needs to know of a clip."""
+    return ClipJob(
+        uri=clip.source_uris[0],
+        media_type=clip.media_type,
+        frame_indices=clip.frame_indices,
+        num_source_frames=clip.num_frames,
+        resized_height=clip.resized_height,
+        resized_width=clip.resized_width,
+    )
+
+
+def clip_failures(clip: Clip, error: MediaError) -> list[Failure]:
+    """One failure for every path the clip lies under."""
+    return [
+        Failure(
+            source_uri=uri,
+            source_id=clip.source_id,
+            clip_id=clip_id,
+            stage=error.stage,
+            code=error.code,
+            message=error.message,
+        )
+        for clip_id, uri in zip(clip.clip_ids, clip.source_uris, strict=True)
+    ]

@@ -1,0 +1,123 @@
+"""Where a run's files lie, on a local disk or in an object store.
+
+    OUT/run.json                    what was run, with what, and how it went
+    OUT/sources/*.parquet           one row a source
+    OUT/plan/*.parquet              one row a request
+    OUT/errors/<request>.parquet    one row a failure
+    OUT/embeddings/<request>.parquet
+
+fsspec and not pyarrow.fs: it is what the sources are read through, so one set of drivers and credentials serves both
+ends. Local folders go around it, by exact bytes and with fsync, which fsspec does not offer.
+"""
+
+import os
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+from pipeline.errors import OutputError
+from pipeline.media.location import local_path
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+SUFFIX = ".parquet"
+RUN_RECORD = "run.json"
+
+
+class Kind(StrEnum):
+    """The folders of tables in an output."""
+
+    EMBEDDINGS = "embeddings"
+    ERRORS = "errors"
+    PLAN = "plan"
+    SOURCES = "sources"
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFolder:
+    """An output folder by its path or fsspec URL; a small value that may be sent to any process.
+
+    A relative path is made absolute when it is built, because workers run elsewhere.
+    """
+
+    uri: str
+
+    def __post_init__(self) -> None:
+        if "://" not in self.uri:
+            object.__setattr__(self, "uri", str(Path(self.uri).absolute()))
+
+    @property
+    def local(self) -> Path | None:
+        """The folder on this machine, or None for an object store."""
+        path = local_path(self.uri)
+        return None if path is None else Path(os.fsdecode(path))
+
+    def name(self, kind: Kind, stem: str) -> str:
+        """A fragment's path below the folder. `stem` is one plain name: ours, never a user's."""
+        assert stem and "/" not in stem and not stem.startswith("."), stem
+        return f"{kind}/{stem}{SUFFIX}"
+
+    def create(self) -> None:
+        """Make the folder and those in it. Raises: OutputError where it cannot be written to."""
+        try:
+            for kind in Kind:
+                if self.local is not None:
+                    (self.local / kind).mkdir(parents=True, exist_ok=True)
+                else:
+                    store, root = self.store()
+                    store.makedirs(f"{root}/{kind}", exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"output {self.uri!r}: cannot be made: {error.strerror or error}") from error
+
+    def fragments(self, kind: Kind) -> tuple[str, ...]:
+        """The stems of the visible fragments of a kind, sorted; empty where the folder does not exist.
+
+        Raises: OutputError where it cannot be listed. Cost: one listing.
+        """
+        try:
+            names = os.listdir(self.local / kind) if self.local is not None else self._stored(kind)  # noqa: PTH208
+        except FileNotFoundError:
+            return ()
+        except OSError as error:
+            raise OutputError(f"output {self.uri!r}: {kind}: cannot be listed: {error.strerror or error}") from error
+        visible = (name for name in names if name.endswith(SUFFIX) and not name.startswith("."))
+        return tuple(sorted(name.removesuffix(SUFFIX) for name in visible))
+
+    def open(self, name: str) -> BinaryIO:
+        """Open a file below the folder for reading. Raises: OSError (FileNotFoundError where there is none)."""
+        if self.local is not None:
+            return (self.local / name).open("rb")
+        store, root = self.store()
+        return cast("BinaryIO", store.open(f"{root}/{name}", "rb"))
+
+    def remove(self, name: str) -> None:
+        """Remove a file below the folder, if it exists. Raises: OutputError."""
+        try:
+            if self.local is not None:
+                (self.local / name).unlink(missing_ok=True)
+                return
+            store, root = self.store()
+            if store.exists(f"{root}/{name}"):
+                store.rm_file(f"{root}/{name}")
+        except OSError as error:
+            raise OutputError(f"output {self.uri!r}: {name}: cannot be removed: {error.strerror or error}") from error
+
+    def store(self) -> tuple["AbstractFileSystem", str]:
+        """The fsspec file system and the folder's path in it.
+
+        Raises: OutputError for an unknown scheme or a driver that is not installed.
+        """
+        from fsspec.core import url_to_fs
+
+        try:
+            store, root = url_to_fs(self.uri)
+        except (ValueError, ImportError) as error:
+            raise OutputError(f"output {self.uri!r}: {error}") from error
+        store.invalidate_cache()
+        return store, str(root).rstrip("/")
+
+    def _stored(self, kind: Kind) -> list[str]:
+        store, root = self.store()
+        return [str(path).rpartition("/")[2] for path in store.ls(f"{root}/{kind}", detail=False)]

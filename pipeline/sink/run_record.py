@@ -1,0 +1,138 @@
+"""`run.json`: what was run, with what, and how it went; also what binds an output folder to one config and model.
+
+Written at the start (so that a second run knows whose folder it is) and again at the end. Plain JSON, typed here.
+"""
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import BinaryIO, Self
+
+from pipeline.errors import OutputError, OutputMismatchError
+from pipeline.sink.atomic import write_atomically
+from pipeline.sink.output import RUN_RECORD, OutputFolder
+
+PlainValue = None | bool | int | float | str | list["PlainValue"] | dict[str, "PlainValue"]
+
+_PACKAGES = ("patchwire", "torch", "ray", "pyarrow", "av", "decord", "pillow")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelIdentity:
+    """Which weights made the vectors."""
+
+    model_id: str
+    model_revision: str
+    random_weights: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """One run of an output folder. Times are ISO 8601 in UTC; `finished_at` is None while it runs or if it died.
+
+    `config` is everything that was set; `result_config` the part that decides the rows, which later runs must share.
+    """
+
+    started_at: str
+    finished_at: str | None = None
+    model: ModelIdentity
+    config_hash: str
+    result_config: Mapping[str, PlainValue]
+    config: Mapping[str, PlainValue]
+    versions: Mapping[str, str]
+    counts: Mapping[str, int] = field(default_factory=dict)
+    timings_seconds: Mapping[str, float] = field(default_factory=dict)
+    bottleneck: str | None = None
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote. Raises: ValueError, KeyError or TypeError for anything else."""
+        values = json.loads(text)
+        record = cls(**{**values, "model": ModelIdentity(**values["model"])})
+        if not isinstance(record.result_config, dict) or not isinstance(record.config_hash, str):
+            raise TypeError("result_config or config_hash is of another type")
+        return record
+
+    def to_json(self) -> str:
+        """As indented JSON with a final newline."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=True) + "\n"
+
+
+def write_run_record(folder: OutputFolder, record: RunRecord) -> None:
+    """Replace `run.json`, whole or not at all. Raises: OutputError."""
+    data = record.to_json().encode("ascii")
+
+    def write(file: BinaryIO) -> None:
+        file.write(data)
+
+    write_atomically(folder, RUN_RECORD, write)
+
+
+def read_run_record(folder: OutputFolder) -> RunRecord | None:
+    """The folder's `run.json`, or None where there is none.
+
+    Raises: OutputError where it cannot be read or is not ours.
+    """
+    try:
+        with folder.open(RUN_RECORD) as file:
+            return RunRecord.from_json(file.read().decode("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OutputError(
+            f"output {folder.uri!r}: {RUN_RECORD}: expected a run record of this version, got: {error}"
+        ) from error
+
+
+def check_same_run(existing: RunRecord, *, result_config: Mapping[str, PlainValue], model: ModelIdentity) -> None:
+    """Refuse to mix rows of two configs or models in one folder.
+
+    Raises: OutputMismatchError that lists exactly the keys that differ, dotted, with both values.
+    """
+    old = _flat({**existing.result_config, "model": _plain(existing.model)})
+    new = _flat({**result_config, "model": _plain(model)})
+    differing = [
+        f"  {key}: {old.get(key, 'not set')} there, {new.get(key, 'not set')} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    if differing:
+        raise OutputMismatchError(
+            "the output folder was made with other settings:\n"
+            + "\n".join(differing)
+            + "\nname another --out, or run with the settings it was made with"
+        )
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that can change a result."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+
+
+def patchwire_version() -> str:
+    """Patchwire's own version, `not installed` where it runs from a source tree."""
+    return _version("patchwire")
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _plain(model: ModelIdentity) -> PlainValue:
+    return {"id": model.model_id, "revision": model.model_revision, "random_weights": model.random_weights}
+
+
+def _flat(values: Mapping[str, PlainValue], prefix: str = "") -> dict[str, str]:
+    """Dotted keys to values as JSON, so that 1 and True, or 10 and "10", are told apart."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = json.dumps(value)
+    return flat

@@ -1,0 +1,112 @@
+"""What a manifest's rows lead to, and how far they may lead.
+
+The rule: a row that is a path may name files in the manifest's own folder and below, relative or absolute, links
+resolved. A row that is a URL may name any network store, because it opens nothing on this machine. Everything else
+(a path elsewhere, a scheme that reads local files, a chained URL, a path in a remote manifest) leaves the root: it
+becomes an `outside_root` error row, unless `sources.follow_outside` says that the manifest is trusted.
+"""
+
+import os
+import posixpath
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from pipeline.config import SourcesConfig
+from pipeline.errors import ErrorCode, UsageError
+from pipeline.media.location import local_path, path_uri
+from pipeline.sources.items import SourceFailure, SourceItem, absolute_path, has_scheme
+from pipeline.sources.local import Found, examine, outside
+from pipeline.sources.manifest import ManifestRow, read_manifest
+from pipeline.sources.remote import examine_remote, open_store
+
+_NETWORK_STORES = frozenset(
+    {"http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "oci", "oss", "tos", "memory"}
+)
+_TRUST = "set sources.follow_outside=true if the manifest is trusted"
+_REMOTE_LOOKUPS = 16
+
+
+def list_local_manifest(path: bytes, config: SourcesConfig) -> Iterator[Found]:
+    """List the rows of a manifest on a local disk. Raises: UsageError as `read_manifest` does."""
+    path = absolute_path(path)
+    found = examine(path)
+    if isinstance(found, SourceFailure):
+        raise UsageError(f"manifest {found.message}")
+    with open(path, "rb") as file:  # noqa: PTH123  bytes: exact for names that are not UTF-8
+        rows = read_manifest(file, path_uri(path))
+    folder = os.path.dirname(path)  # noqa: PTH120
+    root = os.path.realpath(folder)
+    remote: list[ManifestRow] = []
+    for row in rows:
+        local = _local_target(row.uri, folder)
+        if local is None:
+            remote.append(row)
+            continue
+        escape = None if config.follow_outside else outside(local, root, _TRUST)
+        yield escape or examine(local, row.start_seconds, row.end_seconds)
+    yield from _examine_remote(remote, config)
+
+
+def list_remote_manifest(url: str, config: SourcesConfig) -> Iterator[Found]:
+    """List the rows of a manifest behind a URL. Raises: UsageError when it cannot be read or is malformed."""
+    store, path = open_store(url, config)
+    try:
+        with store.open(path, "rb") as file:
+            rows = read_manifest(file, url)
+    except UsageError:
+        raise
+    except Exception as error:  # every store's driver has its own errors
+        raise UsageError(f"manifest {url!r}: cannot be read: {type(error).__name__}: {error}") from error
+    scheme, _, rest = url.rpartition("://")
+    folder = posixpath.dirname(rest)
+    remote: list[ManifestRow] = []
+    for row in rows:
+        local = _local_target(row.uri, None)
+        joined = _below(folder, row.uri)
+        if local is not None and config.follow_outside:
+            yield examine(local, row.start_seconds, row.end_seconds)
+        elif local is not None:
+            yield _leaving(path_uri(local), f"a path on this machine, named by {url!r}")
+        elif has_scheme(row.uri):
+            remote.append(row)
+        elif joined is None:
+            yield _leaving(f"{scheme}://{folder}/{row.uri}", f"leaves the folder of {url!r}")
+        else:
+            remote.append(_renamed(row, f"{scheme}://{joined}"))
+    yield from _examine_remote(remote, config)
+
+
+def _local_target(uri: str, folder: bytes | None) -> bytes | None:
+    """The absolute path that a row names, or None for a URL (and for a relative path where there is no folder)."""
+    if has_scheme(uri):
+        path = local_path(uri)
+        return None if path is None else absolute_path(os.fsencode(path))
+    if uri.startswith("/"):
+        return absolute_path(os.fsencode(uri))
+    return None if folder is None else absolute_path(os.path.join(folder, os.fsencode(uri)))  # noqa: PTH118
+
+
+def _below(folder: str, name: str) -> str | None:
+    joined = posixpath.normpath(posixpath.join(folder, name))
+    return joined if joined.startswith(folder.rstrip("/") + "/") else None
+
+
+def _renamed(row: ManifestRow, uri: str) -> ManifestRow:
+    return ManifestRow(number=row.number, uri=uri, start_seconds=row.start_seconds, end_seconds=row.end_seconds)
+
+
+def _examine_remote(rows: list[ManifestRow], config: SourcesConfig) -> Iterator[Found]:
+    if not rows:
+        return
+    with ThreadPoolExecutor(_REMOTE_LOOKUPS) as pool:
+        yield from pool.map(lambda row: _examine_url(row, config), rows)
+
+
+def _examine_url(row: ManifestRow, config: SourcesConfig) -> SourceItem | SourceFailure:
+    if row.uri.partition("://")[0].lower() not in _NETWORK_STORES and not config.follow_outside:
+        return _leaving(row.uri, "not a plain URL of a network store")
+    return examine_remote(row.uri, config, row.start_seconds, row.end_seconds)
+
+
+def _leaving(uri: str, what: str) -> SourceFailure:
+    return SourceFailure(uri=uri, code=ErrorCode.OUTSIDE_ROOT, message=f"{uri!r}: {what}; {_TRUST}")

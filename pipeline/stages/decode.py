@@ -1,0 +1,53 @@
+"""The stages that touch media: headers become probe results, plan rows become requests."""
+
+from types import TracebackType
+from typing import Self
+
+import pyarrow as pa
+
+from pipeline.config import Config
+from pipeline.media.sandbox import Sandbox
+from pipeline.plan.probe import items_of, probe_source, results_table
+from pipeline.plan.schema import requests_of
+from pipeline.request.build import build_request
+
+
+class DecodingStage:
+    """A stage that owns a decoder process; a context manager, or closed by hand."""
+
+    def __init__(self, config: Config) -> None:
+        self._sandbox = Sandbox(config.decode, config.images, config.limits)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the decoder process."""
+        self._sandbox.close()
+
+
+class Probe(DecodingStage):
+    """Reads headers and hashes contents."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self._with_times = config.frames.sampling == "time"
+
+    def __call__(self, items: pa.Table) -> pa.Table:
+        """Rows of ITEM_SCHEMA to rows of PROBE_SCHEMA; a bad medium is a row with an error."""
+        results = [probe_source(item, self._sandbox, with_times=self._with_times) for item in items_of(items)]
+        return results_table(results)
+
+
+class Decode(DecodingStage):
+    """Decodes and patchifies the clips of plan rows."""
+
+    def __call__(self, plan: pa.Table) -> pa.Table:
+        """One row of PLAN_SCHEMA to one row of REQUEST_SCHEMA; a bad clip is among its failures."""
+        (request,) = requests_of(plan)
+        return build_request(request, self._sandbox)

@@ -1,0 +1,39 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.plan.packing import pack
+from pipeline.plan.schema import plan_table, requests_of
+from tests.plan.factories import make_clip
+
+shapes = st.lists(st.tuples(st.sampled_from([(64, 64), (128, 96)]), st.integers(1, 200)), max_size=20)
+
+
+def make_clips(sizes: list[tuple[tuple[int, int], int]]) -> list:
+    return [
+        make_clip(f"/media/{place}.mp4", width=width, height=height, num_frames=frames)
+        for place, ((width, height), frames) in enumerate(sizes)
+    ]
+
+
+@given(sizes=shapes, budget=st.integers(1, 2000))
+def test_every_clip_is_in_exactly_one_request_of_its_shape_within_the_budget(sizes: list, budget: int) -> None:
+    clips = make_clips(sizes)
+    requests = list(pack(clips, budget))
+    packed = [clip for request in requests for clip in request.clips]
+    assert sorted(clip.clip_ids for clip in packed) == sorted(clip.clip_ids for clip in clips)
+    for request in requests:
+        assert len({clip.grid_thw[1:] for clip in request.clips}) == 1
+        assert request.num_patches <= budget or len(request.clips) == 1
+
+
+@given(sizes=shapes)
+def test_the_plan_survives_arrow_and_is_the_same_every_time(sizes: list) -> None:
+    requests = list(pack(make_clips(sizes), 500))
+    assert requests_of(plan_table(requests)) == requests
+    assert list(pack(make_clips(sizes), 500)) == requests
+
+
+def test_clips_of_one_file_stay_together_in_order() -> None:
+    clips = [make_clip("/a.mp4", num_frames=50 + place) for place in range(5)]
+    (request,) = pack(clips, 1_000_000)
+    assert list(request.clips) == clips

@@ -1,0 +1,145 @@
+import json
+import math
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import ErrorCode, UsageError
+
+from .factories import list_with, make_file, only_failure, uris_of
+
+SUFFIXES = [".csv", ".jsonl", ".ndjson", ".parquet"]
+Row = dict[str, object]
+
+
+def write_manifest(path: Path, rows: list[Row]) -> Path:
+    names = list(rows[0])
+    if path.suffix == ".csv":
+        cell = {None: ""}
+        lines = [[f'"{cell.get(row[name], row[name])}"' for name in names] for row in rows]
+        path.write_text("\n".join(",".join(line) for line in [names, *lines]) + "\n", encoding="utf-8")
+    elif path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_format_gives_the_same_rows_and_ignores_other_columns(tmp_path: Path, suffix: str) -> None:
+    for name in ("b.mp4", "line\nbreak \N{GRINNING FACE}.mp4"):
+        make_file(tmp_path / "v" / name)
+    rows: list[Row] = [
+        {"uri": "v/line\nbreak \N{GRINNING FACE}.mp4", "label": "NA", "start_seconds": None, "end_seconds": 2.5},
+        {"uri": "v/b.mp4", "label": "x", "start_seconds": 1.0, "end_seconds": 2.0},
+        {"uri": "v/b.mp4", "label": "y", "start_seconds": 0.5, "end_seconds": None},
+        {"uri": "v/b.mp4", "label": "z", "start_seconds": 1.0, "end_seconds": 2.0},
+    ]
+    listing = list_with(write_manifest(tmp_path / f"m{suffix}", rows))
+    assert [(item.uri, item.start_seconds, item.end_seconds) for item in listing.items] == [
+        (f"{tmp_path}/v/b.mp4", 0.5, None),
+        (f"{tmp_path}/v/b.mp4", 1.0, 2.0),
+        (f"{tmp_path}/v/line\nbreak \N{GRINNING FACE}.mp4", None, 2.5),
+    ]
+    assert not listing.failures
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_named_table_without_a_uri_column_is_wrong_usage(tmp_path: Path, suffix: str) -> None:
+    path = write_manifest(tmp_path / f"m{suffix}", [{"path": "a.mp4", "n": 1}])
+    with pytest.raises(UsageError, match=r"`uri` column"):
+        list_with(path)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_manifest_that_is_damaged_or_empty_is_wrong_usage_that_names_it(tmp_path: Path, suffix: str) -> None:
+    for content in (b"", b"\xff\x00\xfe{\n\xff"):
+        with pytest.raises(UsageError, match="manifest"):
+            list_with(make_file(tmp_path / f"m{suffix}", content))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize(
+    ("start", "end", "what"),
+    [
+        (-1.0, None, "start_seconds: expected"),
+        (None, -0.5, "end_seconds: expected"),
+        (2.0, 2.0, "start_seconds < end_seconds"),
+        (3.0, 2.0, "start_seconds < end_seconds"),
+        (math.inf, None, "start_seconds: expected"),
+        (None, math.nan, "end_seconds: expected"),
+    ],
+)
+def test_a_bad_span_is_wrong_usage_that_names_file_and_row(
+    tmp_path: Path, suffix: str, start: float | None, end: float | None, what: str
+) -> None:
+    make_file(tmp_path / "a.mp4")
+    rows: list[Row] = [
+        {"uri": "a.mp4", "start_seconds": 0.0, "end_seconds": 1.0},
+        {"uri": "a.mp4", "start_seconds": start, "end_seconds": end},
+    ]
+    path = write_manifest(tmp_path / f"m{suffix}", rows)
+    with pytest.raises(UsageError, match=what) as caught:
+        list_with(path)
+    assert str(path) in str(caught.value)
+    assert "row 2" in str(caught.value)
+
+
+def test_a_cell_that_is_no_number_or_no_path_is_wrong_usage_that_names_the_row(tmp_path: Path) -> None:
+    make_file(tmp_path / "a.mp4")
+    for text, what in (("uri,start_seconds\na.mp4,ten\n", "'ten'"), ("uri,start_seconds\n,1\n", "row 1: uri")):
+        with pytest.raises(UsageError, match=what):
+            list_with(make_file(tmp_path / "m.csv", text.encode()))
+
+
+def test_a_table_found_in_a_folder_or_by_a_glob_is_a_plain_file(tmp_path: Path) -> None:
+    path = make_file(tmp_path / "s" / "m.csv", b"uri\nmissing.mp4\n")
+    assert uris_of(list_with(tmp_path)) == uris_of(list_with(tmp_path / "s" / "*.csv")) == [str(path)]
+
+
+def test_a_row_whose_file_is_missing_or_a_folder_fails_and_the_rest_is_listed(tmp_path: Path) -> None:
+    good = make_file(tmp_path / "s" / "good.mp4")
+    listing = list_with(make_file(tmp_path / "m.csv", b"uri\ns/good.mp4\nmissing.mp4\ns\n"))
+    assert uris_of(listing) == [str(good)]
+    assert [(failure.uri, failure.code) for failure in listing.failures] == [
+        (f"{tmp_path}/missing.mp4", ErrorCode.UNREADABLE),
+        (f"{tmp_path}/s", ErrorCode.NOT_A_FILE),
+    ]
+
+
+@pytest.mark.parametrize("form", ["../out/x.mp4", "{out}/x.mp4", "file://{out}/x.mp4", "link.mp4", "door/x.mp4"])
+def test_a_path_that_leaves_the_manifests_folder_fails_unless_it_may(tmp_path: Path, form: str) -> None:
+    out = make_file(tmp_path / "out" / "x.mp4").parent
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "link.mp4").symlink_to(out / "x.mp4")
+    (root / "door").symlink_to(out)
+    path = make_file(root / "m.csv", f"uri\n{form.format(out=out)}\n".encode())
+    failure = only_failure(list_with(path))
+    assert failure.code is ErrorCode.OUTSIDE_ROOT
+    assert "follow_outside=true" in failure.message
+    assert len(list_with(path, follow_outside=True).items) == 1
+
+
+def test_absolute_and_file_paths_below_the_manifests_folder_are_taken(tmp_path: Path) -> None:
+    path = make_file(tmp_path / "s" / "a.mp4")
+    odd = os.fsencode(tmp_path) + b"/\xff.mp4"
+    Path(os.fsdecode(odd)).write_bytes(b"x")
+    rows = f"uri\n{path}\nfile://{path}\nfile://{tmp_path}/%FF.mp4\n{tmp_path}/s/../s/a.mp4\n"
+    listing = list_with(make_file(tmp_path / "m.csv", rows.encode()))
+    assert len(listing.items) == 2
+    assert not listing.failures
+
+
+@pytest.mark.parametrize("url", ["simplecache::file:///etc/passwd", "local:///etc/passwd", "zip://x::memory://a"])
+def test_a_url_that_could_read_local_files_does_not_pass_a_manifest(tmp_path: Path, url: str) -> None:
+    path = make_file(tmp_path / "m.csv", f"uri\n{url}\n".encode())
+    assert only_failure(list_with(path)).code is ErrorCode.OUTSIDE_ROOT
+
+
+def test_a_named_manifest_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "m.csv")
+    assert only_failure(list_with(tmp_path / "m.csv")).code is ErrorCode.NOT_A_FILE

@@ -1,0 +1,114 @@
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from pipeline.errors import ErrorCode, UsageError
+from pipeline.sources.content_id import content_id
+
+from .factories import list_with, make_file, only_failure, uris_of
+
+
+@pytest.fixture
+def store() -> Iterator[fsspec.AbstractFileSystem]:
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    for name in ("/bucket/a.mp4", "/bucket/s/b c#%20.mp4", "/bucket/.hidden/x.mp4", "/bucket/notes.txt"):
+        memory.pipe_file(name, name.encode())
+    yield memory
+    memory.store.clear()
+
+
+def test_an_object_a_folder_and_a_glob_are_listed_by_their_urls(store: fsspec.AbstractFileSystem) -> None:
+    everything = ["memory:///bucket/a.mp4", "memory:///bucket/notes.txt", "memory:///bucket/s/b c#%20.mp4"]
+    assert uris_of(list_with("memory://bucket/a.mp4")) == everything[:1]
+    assert uris_of(list_with("memory://bucket")) == everything
+    assert uris_of(list_with("memory://bucket/**/*.mp4")) == [everything[0], everything[2]]
+    assert uris_of(list_with("memory://bucket", exclude=("*.txt",))) == [everything[0], everything[2]]
+
+
+def test_a_listed_url_lists_as_itself_with_the_same_facts(store: fsspec.AbstractFileSystem) -> None:
+    for item in list_with("memory://bucket", hidden=True).items:
+        assert list_with(item.uri).items == (item,)
+        assert item.modified_ns > 0
+        assert content_id(item).startswith("b2-")
+
+
+def test_a_remote_manifest_names_objects_beside_it(store: fsspec.AbstractFileSystem) -> None:
+    rows = b"uri,end_seconds\na.mp4,2\ns/../a.mp4,2\nmemory://bucket/notes.txt,\nmissing.mp4,\n"
+    store.pipe_file("/bucket/m.csv", rows)
+    listing = list_with("memory://bucket/m.csv")
+    assert uris_of(listing) == ["memory:///bucket/a.mp4", "memory:///bucket/notes.txt"]
+    assert listing.items[0].end_seconds == 2.0
+    assert only_failure(listing).code is ErrorCode.UNREADABLE
+
+
+@pytest.mark.parametrize("row", ["../other/x.mp4", "/etc/passwd", "file:///etc/passwd"])
+def test_a_remote_manifest_leaves_neither_its_folder_nor_the_network(
+    store: fsspec.AbstractFileSystem, row: str
+) -> None:
+    store.pipe_file("/bucket/m.csv", f"uri\n{row}\n".encode())
+    assert only_failure(list_with("memory://bucket/m.csv")).code is ErrorCode.OUTSIDE_ROOT
+
+
+def test_a_local_manifest_may_name_objects(store: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
+    path = make_file(tmp_path / "m.jsonl", b'{"uri": "memory://bucket/a.mp4"}\n{"uri": "memory://bucket/s"}\n')
+    listing = list_with(path)
+    assert uris_of(listing) == ["memory:///bucket/a.mp4"]
+    assert only_failure(listing).code is ErrorCode.NOT_A_FILE
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "memory://bucket/none.mp4",
+        "memory://none/*.mp4",
+        "memory://bucket/**.mp4",
+        "nosuch://x/y",
+        "memory://bucket/none.csv",
+    ],
+)
+def test_a_url_that_matches_nothing_or_cannot_be_served_is_wrong_usage(
+    store: fsspec.AbstractFileSystem, url: str
+) -> None:
+    with pytest.raises(UsageError):
+        list_with(url)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "169.254.169.254",
+        "169.254.0.7:80",
+        "[fd00:ec2::254]",
+        "[fe80::1]",
+        "[::ffff:169.254.169.254]",
+        "2852039166",
+        "0xa9fea9fe",
+        "user:pass@169.254.169.254",
+        "metadata.google.internal.",
+    ],
+)
+def test_a_metadata_address_is_refused_whoever_asks(tmp_path: Path, host: str) -> None:
+    for spec in (f"http://{host}/latest", f"simplecache::HTTPS://{host}/x"):
+        with pytest.raises(UsageError, match=r"metadata|link-local"):
+            list_with(spec, follow_outside=True)
+    manifest = make_file(tmp_path / "m.csv", f"uri\nhttp://{host}/latest\n".encode())
+    with pytest.raises(UsageError, match="metadata"):
+        list_with(manifest)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "localhost", "[::1]", "0.0.0.0", "2130706433"])
+def test_this_machines_own_servers_are_refused_unless_asked_for(host: str) -> None:
+    with pytest.raises(UsageError, match="follow_outside"):
+        list_with(f"http://{host}:9/x.mp4")
+
+
+def test_a_server_that_does_not_answer_is_an_error_row(tmp_path: Path) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+        listing = list_with(f"http://127.0.0.1:{port}/x.mp4", follow_outside=True)
+    assert only_failure(listing).code is ErrorCode.UNREADABLE
