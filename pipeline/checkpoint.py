@@ -25,6 +25,14 @@ _JSON_FILES = ("config.json", "preprocessor_config.json", "video_preprocessor_co
 _FINGERPRINT_BYTES = 1 << 20
 
 
+def _require(where: str, settings: dict[str, Any], **expected: object) -> None:
+    """Refuse a setting that would be computed wrongly without a word; one that is absent has its usual value."""
+    for key, value in expected.items():
+        found = settings.get(key)
+        if found is not None and found != value:
+            raise ModelError(f"{where}: {key} is {found!r}; Patchwire computes with {value!r} alone")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionSpec:
     """Dimensions of a vision tower, all plain integers, as in `vision_config`."""
@@ -78,6 +86,8 @@ class VisionSpec:
         missing = [name for name in names if name not in vision]
         if missing:
             raise ModelError(f"{where}: vision_config lacks {', '.join(missing)}")
+        _require(f"{where}: vision_config", vision, hidden_act="gelu_pytorch_tanh")
+        _require(f"{where}: vision_config.rope_parameters", vision.get("rope_parameters") or {}, rope_theta=10_000.0)
         return cls(
             model_type=model_type,
             deepstack_visual_indexes=tuple(vision.get("deepstack_visual_indexes") or ()),
@@ -117,6 +127,8 @@ class Preprocessing:
             size = settings.get("size") or {}
             if not {"shortest_edge", "longest_edge"} <= size.keys():
                 raise ModelError(f"{where}: the {name} processor's size lacks shortest_edge or longest_edge: {size}")
+            fixed = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255}
+            _require(f"{where}: the {name} processor", settings, **fixed)
         shared = {
             "patch_size": ("patch_size", int),
             "temporal_patch_size": ("temporal_patch_size", int),

@@ -6,6 +6,7 @@ that an output folder is bound to; how fast they are made may change from run to
 """
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -268,7 +269,12 @@ def _explain(model: type[BaseModel], item: dict[str, Any]) -> str:
         known = _known_keys(model)
         nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
         return f"config: unknown key {key!r}; the nearest is {nearest[0]!r}"
-    return f"config: {key} = {item['input']!r}: {item['msg']}"
+    message = f"config: {key} = {item['input']!r}: {item['msg']}"
+    if item["type"] == "literal_error":
+        choices = re.findall(r"'([^']*)'", item["ctx"]["expected"])
+        nearest = difflib.get_close_matches(str(item["input"]), choices, n=1, cutoff=0.0)
+        message += f"; the nearest is {nearest[0]!r}"
+    return message
 
 
 def _known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:

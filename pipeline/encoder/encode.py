@@ -7,7 +7,6 @@ are the same, and memory is bounded by the chunk.
 
 Shapes: P = patches, F = temporal patches, O = out_hidden, K = deepstack taps.
 """
-# ruff: noqa: N806 (shape suffixes are upper case)
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -64,9 +63,7 @@ class Encoder:
         self._max_patches = max_patches
         self._pixels = PixelNormalizer(checkpoint.vision, checkpoint.preprocessing).to(device)
         self._tower = load_tower(checkpoint, device=device, dtype=dtype)
-        if dtype == torch.float32:
-            # For the whole process: TF32, where something else allowed it, keeps 10 bits of a product's 23.
-            torch.set_float32_matmul_precision("highest")
+        _set_kernels(device, dtype)
 
     @property
     def vector_dim(self) -> int:
@@ -146,3 +143,14 @@ class Encoder:
                 f"patch_rows: {patch_rows.shape[0]} rows for {len(grid_thw)} clips of {num_patches(grid_thw)} patches "
                 "together; a request has at least one clip and one row a patch"
             )
+
+
+def _set_kernels(device: torch.device, dtype: torch.dtype) -> None:
+    """Choose kernels for the whole process, once: torch has no such switch that threads could set each for itself."""
+    if dtype == torch.float32:
+        # TF32, where something else allowed it, keeps 10 of a factor's 23 bits.
+        torch.set_float32_matmul_precision("highest")
+    if device.type == "cuda":
+        # cuDNN's attention, the default on Hopper, plans 78 ms for each (frames, patches) it has not seen (torch
+        # 2.11, H100), and most requests are new. Flash needs no plan and costs a request at most a tenth more.
+        torch.backends.cuda.enable_cudnn_sdp(False)

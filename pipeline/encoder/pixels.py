@@ -7,7 +7,6 @@ by its reciprocal. Source: transformers 5.23 `TorchvisionBackend.rescale_and_nor
 
 Shapes: P = patches, C = channels, T = temporal patch size, V = values of one patch of one channel and frame.
 """
-# ruff: noqa: N806 (shape suffixes are upper case)
 
 import torch
 from torch import Tensor, nn

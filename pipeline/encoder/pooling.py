@@ -7,7 +7,6 @@ Python integers.
 
 Shapes: N = tokens, F = temporal patches, B = clips, O = out_hidden.
 """
-# ruff: noqa: N803 (shape suffixes are upper case)
 
 from collections.abc import Sequence
 from itertools import groupby

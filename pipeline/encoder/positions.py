@@ -7,7 +7,6 @@ Source: transformers 5.23 vision_utils (bilinear, align_corners=True) and Qwen3V
 
 Shapes: S = patches of one temporal patch (h * w) in merge-block order, D = hidden, E = head_dim.
 """
-# ruff: noqa: N806 (shape suffixes are upper case)
 
 from collections import OrderedDict
 from dataclasses import dataclass

@@ -7,7 +7,6 @@ size twice a block. Source: transformers 5.23 models/qwen3_vl and models/qwen3_5
 
 Shapes: P = patches, D = hidden, M = 4 * D, E = head_dim, N = tokens (P / 4), O = out_hidden.
 """
-# ruff: noqa: N803, N806 (shape suffixes are upper case)
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -24,6 +24,7 @@ from pipeline.errors import ErrorCode, MediaError
 
 SNIFF_BYTES = 4096
 _BUFFER_BYTES = 32_768
+_NAMES_SIZE = frozenset({"mov", "matroska", "avi"})
 _TS_SYNC = 0x47
 _TS_PACKET_BYTES = (188, 192, 204)
 _TS_PACKETS_SEEN = 5
@@ -87,8 +88,6 @@ class FileFormat:
     media_type: MediaType
     name: str
     can_animate: bool = False
-    # False where FFmpeg's own probing might see something else in the bytes than was seen here.
-    is_unmistakable: bool = True
 
 
 def _video(name: str) -> FileFormat:
@@ -138,10 +137,9 @@ def _sniff_transport_stream(head: bytes) -> FileFormat | None:
     """Find MPEG-TS by its sync bytes; a recording cut in mid-packet begins with up to a packet of something else."""
     for packet_bytes in _TS_PACKET_BYTES:
         for start in range(packet_bytes):
-            found = head[start :: packet_bytes]
+            found = head[start::packet_bytes]
             if len(found) >= _TS_PACKETS_SEEN and set(found) == {_TS_SYNC}:
-                is_aligned = start == (4 if packet_bytes == 192 else 0)
-                return FileFormat(media_type=MediaType.VIDEO, name="mpegts", is_unmistakable=is_aligned)
+                return _video("mpegts")
     return None
 
 
@@ -151,10 +149,8 @@ def identify(file: BinaryIO, uri: str) -> FileFormat:
     file.seek(0)
     file_format = sniff(head)
     if file_format is None:
-        raise MediaError(
-            ErrorCode.UNSUPPORTED_MEDIA,
-            f"{uri}: expected a video or an image, found {'no bytes' if not head else f'a file beginning {head[:16]!r}'}",
-        )
+        found = f"a file beginning {head[:16]!r}" if head else "no bytes"
+        raise MediaError(ErrorCode.UNSUPPORTED_MEDIA, f"{uri}: expected a video or an image, found {found}")
     return file_format
 
 
@@ -187,11 +183,12 @@ def open_video(
         raise
     except (av.FFmpegError, ValueError) as error:
         raise MediaError(
-            ErrorCode.CORRUPT_MEDIA, f"{uri}: expected a readable {file_format.name} container: {error}"
+            ErrorCode.CORRUPT_MEDIA,
+            f"{uri}: expected a readable {file_format.name} container: {getattr(error, 'strerror', None) or error}",
         ) from error
     with container:
         stream = _best_video_stream(container, uri)
-        _require_pixels(uri, stream.codec_context.width, stream.codec_context.height, limits)
+        _require_pixels(uri, file_format, stream, limits)
         context = stream.codec_context
         context.thread_count = 1
         context.thread_type = ThreadType.NONE
@@ -210,9 +207,7 @@ def _best_video_stream(container: InputContainer, uri: str) -> VideoStream:
                     ErrorCode.UNSUPPORTED_MEDIA, f"{uri}: expected a known video codec; this one has no decoder"
                 )
             return stream
-    raise MediaError(
-        ErrorCode.NO_VIDEO_STREAM, f"{uri}: expected a video stream, found {_describe_streams(container)}"
-    )
+    raise MediaError(ErrorCode.NO_VIDEO_STREAM, f"{uri}: expected a video stream, found {_describe_streams(container)}")
 
 
 def _describe_streams(container: InputContainer) -> str:
@@ -220,7 +215,15 @@ def _describe_streams(container: InputContainer) -> str:
     return f"streams of type {', '.join(kinds)}" if kinds else "no stream"
 
 
-def _require_pixels(uri: str, width: int, height: int, limits: LimitsConfig) -> None:
+def _require_pixels(uri: str, file_format: FileFormat, stream: VideoStream, limits: LimitsConfig) -> None:
+    """Refuse large frames; FFmpeg blanks the size that its own check refused, in headers that always name one."""
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if not width * height and file_format.name in _NAMES_SIZE:
+        raise MediaError(
+            ErrorCode.LIMIT_EXCEEDED,
+            f"{uri}: expected frames within limits.max_video_pixels ({limits.max_video_pixels}), "
+            "the header names a size that is not",
+        )
     if width * height > limits.max_video_pixels:
         raise MediaError(
             ErrorCode.LIMIT_EXCEEDED,

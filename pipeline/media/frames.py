@@ -1,7 +1,8 @@
 """One interface over the backends: a clip's frames, and the name of who decoded them.
 
-`auto` is PyAV, because it measured cheaper and right on every valid file; decord is tried where PyAV
-cannot produce a single frame, and PyAV's reason is reported if decord fails too.
+`auto` is PyAV, because it measured cheaper and right on every valid file; decord is tried where PyAV opens
+the file but cannot produce a single frame, and PyAV's reason is reported if decord fails too. What PyAV
+cannot open decord is not given: without a header that passed the limits nothing is decoded.
 """
 
 from collections.abc import Iterator
@@ -68,7 +69,9 @@ def open_frames(
 
 def _decord(source: VideoSource, job: ClipJob) -> ClipFrames:
     if local_path(job.uri) is None:
-        raise MediaError(ErrorCode.UNSUPPORTED_MEDIA, f"{job.uri}: decord reads local files only; use decode.video=pyav")
+        raise MediaError(
+            ErrorCode.UNSUPPORTED_MEDIA, f"{job.uri}: decord reads local files only; use decode.video=pyav"
+        )
     frames = read_frames_decord(source, job.frame_indices, job.num_source_frames)
     return ClipFrames(backend="decord", frames=_started(frames))
 

@@ -21,9 +21,11 @@ from pipeline.errors import ErrorCode, MediaError
 from pipeline.media.container import FileFormat, MediaInfo, MediaType
 
 _EXIF_ORIENTATION = 0x0112
+_NOT_UPRIGHT = range(2, 9)
 _TURNED = range(5, 9)
 _DEEP_GRAY = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _MILLISECONDS = 1000.0
+_STILL: tuple[float, ...] = (0.0,)
 
 
 @contextmanager
@@ -68,7 +70,13 @@ def allow_pixels(limits: LimitsConfig) -> None:
 
 
 def probe_image(
-    file: BinaryIO, uri: str, file_format: FileFormat, images: ImagesConfig, limits: LimitsConfig
+    file: BinaryIO,
+    uri: str,
+    file_format: FileFormat,
+    images: ImagesConfig,
+    limits: LimitsConfig,
+    *,
+    with_times: bool = False,
 ) -> MediaInfo:
     """Describe an image from its header.
 
@@ -78,9 +86,9 @@ def probe_image(
     with _open(file, uri, file_format, limits) as image:
         _require_mode(uri, image)
         width, height = image.size
-        if image.getexif().get(_EXIF_ORIENTATION) in _TURNED:
+        if _orientation(image) in _TURNED:
             width, height = height, width
-        num_frames, durations = 1, ()
+        num_frames, durations = 1, _STILL
         if images.animated == "video" and file_format.can_animate:
             num_frames, durations = _read_timing(uri, image, limits)
         is_video = num_frames > 1
@@ -91,7 +99,7 @@ def probe_image(
             height=height,
             num_frames=num_frames,
             fps=num_frames / seconds if is_video and seconds > 0 else None,
-            frame_times_seconds=_start_times(durations) if is_video and seconds > 0 else None,
+            frame_times_seconds=_start_times(durations) if is_video and with_times else None,
             codec=file_format.name.lower(),
         )
 
@@ -157,6 +165,16 @@ def _seek(uri: str, image: Image.Image, number: int) -> None:
         ) from error
 
 
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation that is still to be applied, from the header.
+
+    Pillow turns TIFF by itself. A PNG's that follows the pixels is not looked for: it would cost a decode.
+    """
+    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
+        return 1
+    return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+
+
 def _require_mode(uri: str, image: Image.Image) -> None:
     if image.mode == "F":
         raise MediaError(
@@ -166,8 +184,9 @@ def _require_mode(uri: str, image: Image.Image) -> None:
 
 def _to_rgb(uri: str, image: Image.Image, images: ImagesConfig) -> NDArray[np.uint8]:
     _require_mode(uri, image)
+    is_upright = _orientation(image) not in _NOT_UPRIGHT
     image.load()
-    if image.getexif().get(_EXIF_ORIENTATION, 1) in range(2, 9):
+    if not is_upright:
         image = ImageOps.exif_transpose(image)
     if image.mode in _DEEP_GRAY:
         return _scale_deep_gray(image)

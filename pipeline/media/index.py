@@ -127,9 +127,7 @@ def read_index(container: InputContainer, stream: VideoStream, first_frame: int,
         dts.append(_NO_TIME if packet.dts is None else packet.dts)
         frames.append(shown)
         data = memoryview(packet)
-        random_access.append(
-            packet.is_keyframe and is_random_access(codec, stream.codec_context.extradata, data)
-        )
+        random_access.append(packet.is_keyframe and is_random_access(codec, stream.codec_context.extradata, data))
         if num_frames >= wanted:
             reached_end = False
             break

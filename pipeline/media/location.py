@@ -6,15 +6,17 @@ they are opened, because opening a FIFO blocks for ever and opening a device can
 Everything downstream reads through a file object, so no decoder ever sees a name it could interpret.
 """
 
+import io
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from pipeline.errors import ErrorCode, MediaError, Stage
 
 _FILE_SCHEME = "file://"
+_REMOTE_BUFFER_BYTES = 65_536
 _SAFE_IN_PATH = "/:@!$&'()*+,;=-._~"
 
 
@@ -91,8 +93,39 @@ def _open_remote(uri: str, stage: Stage) -> BinaryIO:
     import fsspec
 
     try:
-        file: BinaryIO = fsspec.open(uri, "rb").open()
+        return io.BufferedReader(_RemoteFile(fsspec.open(uri, "rb")), _REMOTE_BUFFER_BYTES)
     except Exception as error:  # each filesystem of fsspec has its own exceptions
         reason = f"{type(error).__name__}: {error}"
         raise MediaError(ErrorCode.UNREADABLE, f"{uri}: expected a readable object: {reason}", stage) from error
-    return file
+
+
+class _RemoteFile(io.RawIOBase):
+    """An fsspec file with what opened it: an archive closes its members when it is collected."""
+
+    def __init__(self, opener: Any) -> None:
+        self._opener = opener
+        self._file = opener.open()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        data = self._file.read(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._file.seek(offset, whence)
+        return int(self._file.tell())
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()

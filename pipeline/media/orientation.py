@@ -38,10 +38,10 @@ class Orientation:
 
 def orientation_of(frame: VideoFrame) -> Orientation:
     """What the frame's display matrix asks for; nothing if it has none."""
-    side_data = frame.side_data.get(Type.DISPLAYMATRIX)
-    if side_data is None:
+    if Type.DISPLAYMATRIX.name not in frame.side_data:
         return Orientation()
-    a, b, _, c, d, *_ = (int(value) for value in np.frombuffer(bytes(side_data), np.int32))
+    matrix = np.frombuffer(frame.side_data[Type.DISPLAYMATRIX.name], np.int32)
+    a, b, _, c, d, *_ = (int(value) for value in matrix)
     if abs(b) + abs(c) > abs(a) + abs(d):
         return Orientation(swaps_axes=True, mirrors_rows=b < 0, mirrors_columns=c < 0)
     return Orientation(mirrors_rows=d < 0, mirrors_columns=a < 0)

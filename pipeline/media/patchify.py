@@ -49,9 +49,7 @@ def write_frame(planes: NDArray[np.uint8], rows: NDArray[np.uint8], slot: int) -
     channels, height, width = planes.shape
     blocks_down, blocks_across = height // (PATCH_SIZE * MERGE_SIZE), width // (PATCH_SIZE * MERGE_SIZE)
     lines = planes.view(_LINE).reshape(channels, blocks_down, MERGE_SIZE, PATCH_SIZE, blocks_across, MERGE_SIZE)
-    target = rows.view(_LINE).reshape(
-        blocks_down, blocks_across, MERGE_SIZE, MERGE_SIZE, channels, -1, PATCH_SIZE
-    )
+    target = rows.view(_LINE).reshape(blocks_down, blocks_across, MERGE_SIZE, MERGE_SIZE, channels, -1, PATCH_SIZE)
     target[..., slot, :] = lines.transpose(1, 4, 2, 5, 0, 3)
 
 
@@ -66,7 +64,8 @@ def write_clip(
         frames: uint8 (H, W, 3) each; the same array twice in a row is resized once.
         rows: uint8 (t * h * w, row bytes), contiguous and writable; filled completely.
         media_type: decides how many frames a row holds.
-        height, width: the resized frame, multiples of 32.
+        height: of the resized frame, a multiple of 32.
+        width: of the resized frame, a multiple of 32.
     """
     num_slots = temporal_size(media_type)
     patches_per_frame = (height // PATCH_SIZE) * (width // PATCH_SIZE)

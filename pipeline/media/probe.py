@@ -34,7 +34,7 @@ def probe_media(
     """
     file_format = identify(file, uri)
     if file_format.media_type is MediaType.IMAGE:
-        return probe_image(file, uri, file_format, images, limits)
+        return probe_image(file, uri, file_format, images, limits, with_times=with_times)
     return _probe_video(file, uri, file_format, limits, with_times)
 
 
@@ -109,7 +109,8 @@ class _Survey:
                 )
             raise MediaError(
                 ErrorCode.CORRUPT_MEDIA,
-                f"{self._uri}: expected {self._codec} frames; none of {self.num_packets} packets could be decoded",
+                f"{self._uri}: expected {self._codec} frames within limits.max_video_pixels; "
+                f"none of {self.num_packets} packets could be decoded",
             )
         return self.first_frame
 

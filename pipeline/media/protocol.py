@@ -13,6 +13,7 @@ from typing import Any
 
 _LENGTH = struct.Struct("<I")
 
+
 def send_message(channel: socket.socket, message: dict[str, Any], handle: int | None = None) -> None:
     """Send one message, with a file handle if given. Raises OSError when the other side is gone."""
     body = json.dumps(message).encode("ascii")

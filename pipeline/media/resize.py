@@ -16,7 +16,8 @@ def resize_to_planes(image: NDArray[np.uint8], height: int, width: int) -> NDArr
 
     Args:
         image: uint8 (H, W, 3), contiguous.
-        height, width: the new size in pixels.
+        height: the new one in pixels.
+        width: the new one in pixels.
     Returns: uint8 (3, height, width), contiguous.
     Cost: one pass over the source; a copy where the size is right already.
     """

@@ -42,7 +42,8 @@ _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DE
 class Sandbox:
     """Owns one decoder process; use it from one thread at a time, and as a context manager.
 
-    The process starts with the first job, serves many, and is replaced after it was killed or died.
+    The process starts with the first job, serves many, and is replaced after it was killed or died. Linux
+    ends it with the thread that started it, so that it cannot outlive this process: use a lasting thread.
     """
 
     def __init__(self, decode: DecodeConfig, images: ImagesConfig, limits: LimitsConfig) -> None:

@@ -1,14 +1,17 @@
 """Wanted frames of a video by decord 0.6: the second backend, contained.
 
 decord gives PyAV's bytes wherever it decodes from the start. Its faults decide the shape of this file:
-- seeking gives wrong frames in MPEG-TS, VP9, HEVC and 4:4:4, and `skip_frames` seeks: there every frame
-  is taken in order with `next`; `get_batch` is for 4:2:0 H.264 and MPEG-4 in MP4, Matroska and AVI;
+- it opens MPEG-TS by seeking, and then begins in the middle or fails at the end: only MP4, Matroska, AVI and
+  FLV are given to it, whose first bytes no other format of its own, unbounded list shares;
+- seeking gives wrong frames in VP9, HEVC, 4:4:4 and AVI with B-frames, and `skip_frames` seeks: there every
+  frame is taken in order with `next`; `get_batch` is for 4:2:0 H.264 in MP4 and Matroska;
 - a reader decodes ahead without bound while it is idle: none outlives the chunk it is read for, and a
   chunk holds at most 256 MB of frames, so a long clip outside the seekable formats is read repeatedly;
-- its converter differs on odd sides with subsampled colour: such videos are refused;
+- its converter differs on odd sides with subsampled colour and on interlaced pictures, and it turns pictures
+  in MP4 only and mirrors none: such videos are refused;
 - it can spin for ever in native code on damaged files: the decoder process's deadline ends that. A frame
   count other than the container's, which provokes it, is refused before;
-- no AV1, no file without a duration, some MPEG-TS, some sizes below 64 pixels: refused by decord itself.
+- no AV1, no file without a duration, some sizes below 64 pixels: refused by decord itself.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,11 +24,13 @@ from numpy.typing import NDArray
 from pipeline.errors import ErrorCode, MediaError
 from pipeline.media.container import open_video
 from pipeline.media.index import codec_name
-from pipeline.media.video_pyav import VideoSource
+from pipeline.media.orientation import Orientation, orientation_of
+from pipeline.media.video_pyav import PROGRESSIVE, VideoSource, first_frame
 
 _CHUNK_BYTES = 256 << 20
-_SEEKABLE_CODECS = frozenset({"h264", "mpeg4"})
-_SEEKABLE_DEMUXERS = frozenset({"mov", "matroska", "avi"})
+_SEEKABLE_CODECS = frozenset({"h264"})
+_DEMUXERS = frozenset({"mov", "matroska", "avi", "flv"})
+_SEEKABLE_DEMUXERS = frozenset({"mov", "matroska"})
 _SEEKABLE_PIXELS = frozenset({"yuv420p", "yuvj420p"})
 
 
@@ -56,8 +61,8 @@ def read_frames_decord(
 
 def _inspect(source: VideoSource) -> tuple[bool, int]:
     """Whether seeking is safe, and bytes of one RGB frame. Raises MediaError for what decord gets wrong."""
-    if not source.file_format.is_unmistakable:
-        raise _refusal(source, "a stream that begins in mid-packet")
+    if source.file_format.name not in _DEMUXERS:
+        raise _refusal(source, f"{source.file_format.name} files rightly")
     source.file.seek(0)
     with open_video(source.file, source.uri, source.file_format, source.limits) as (container, stream):
         context = stream.codec_context
@@ -65,12 +70,24 @@ def _inspect(source: VideoSource) -> tuple[bool, int]:
         is_subsampled = layout is not None and layout.chroma_width(2) == 1
         if is_subsampled and (context.width % 2 or context.height % 2):
             raise _refusal(source, f"odd sides ({context.width}x{context.height}) with subsampled colour")
+        if int(context.field_order) not in PROGRESSIVE:
+            raise _refusal(source, "interlaced pictures rightly")
+        first = first_frame(container, stream)
+        if first is not None and not _turns_rightly(source, orientation_of(first)):
+            raise _refusal(source, "pictures that are to be turned or mirrored like these")
         can_seek = (
             codec_name(stream) in _SEEKABLE_CODECS
             and container.format.name in _SEEKABLE_DEMUXERS
             and context.pix_fmt in _SEEKABLE_PIXELS
         )
         return can_seek, 3 * context.width * context.height
+
+
+def _turns_rightly(source: VideoSource, orientation: Orientation) -> bool:
+    if orientation == Orientation():
+        return True
+    mirrors_once = orientation.mirrors_rows != orientation.mirrors_columns
+    return source.file_format.name == "mov" and orientation.swaps_axes == mirrors_once
 
 
 def _refusal(source: VideoSource, what: str) -> MediaError:

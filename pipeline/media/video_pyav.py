@@ -11,6 +11,7 @@ ends the skipping, and the clip is decoded again plainly from its start, so that
 missing frame never depends on what was skipped. The rule for missing frames is `_stand_in`'s.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -35,7 +36,7 @@ from pipeline.media.orientation import orientation_of
 MAX_MISSING_AT_END = 2
 # Decoders that honour skip_frame packet by packet; dav1d reads it only when it opens.
 _SKIPPING_CODECS = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4"})
-_PROGRESSIVE = (0, 1)  # AVFieldOrder unknown, progressive; a field may be a packet of its own in the others
+PROGRESSIVE = (0, 1)  # AVFieldOrder unknown, progressive; a field may be a packet of its own in the others
 
 
 class _MissedError(Exception):
@@ -70,12 +71,12 @@ class IndexCache:
     """
 
     def __init__(self) -> None:
-        self._key: tuple[str, int] | None = None
+        self._key: tuple[str, int, int] | None = None
         self._index: PacketIndex | None = None
 
     def get(self, source: VideoSource, first_frame: int, last_frame: int) -> PacketIndex:
         """The index of a file's packets around two frames, from memory if it is the last one's."""
-        key = (source.uri, source.file.seek(0, 2))
+        key = (source.uri, source.file.seek(0, os.SEEK_END), _modified_ns(source.file))
         known = self._index if self._key == key else None
         if known is not None and known.covers(first_frame, last_frame):
             return known
@@ -87,20 +88,26 @@ class IndexCache:
         return index
 
 
+def _modified_ns(file: BinaryIO) -> int:
+    try:
+        return os.fstat(file.fileno()).st_mtime_ns
+    except (OSError, AttributeError):  # a remote file has no handle
+        return 0
+
+
 def _read(source: VideoSource, first_frame: int, last_frame: int) -> PacketIndex:
     source.file.seek(0)
     with open_video(source.file, source.uri, source.file_format, source.limits) as (container, stream):
         return read_index(container, stream, first_frame, last_frame)
 
 
-def read_frames(
-    source: VideoSource, frame_indices: Sequence[int], cache: IndexCache
-) -> Iterator[NDArray[np.uint8]]:
+def read_frames(source: VideoSource, frame_indices: Sequence[int], cache: IndexCache) -> Iterator[NDArray[np.uint8]]:
     """Yield one frame for each wanted index, in order.
 
     Args:
         source: a video.
         frame_indices: frame numbers in presentation order, never decreasing.
+        cache: the worker's, so that clips of one file share its index.
     Yields: uint8 (H, W, 3) RGB as displayed; an index that repeats gives the same array again.
     Raises: MediaError CORRUPT_MEDIA or TRUNCATED_MEDIA.
     Cost: memory for the decoder's own frames and two of these.
@@ -149,7 +156,7 @@ def _decode_stretches(
     targets = np.unique(index.numbers[np.asarray(wanted) - index.first_number])
     starts = _starts_before(index, targets)
     context = stream.codec_context
-    can_skip = codec_name(stream) in _SKIPPING_CODECS and int(context.field_order) in _PROGRESSIVE
+    can_skip = codec_name(stream) in _SKIPPING_CODECS and int(context.field_order) in PROGRESSIVE
     packets = enumerate(_packets_from(container, stream, index, int(starts[0])), int(starts[0]))
     for start in np.unique(starts):
         in_stretch = set(targets[starts == start].tolist())
@@ -233,6 +240,11 @@ def _decode_all(container: InputContainer, stream: VideoStream) -> Iterator[Vide
     for packet in read_packets(container, stream):
         yield from decode_packet(stream.codec_context, packet)
     yield from decode_packet(stream.codec_context, None)
+
+
+def first_frame(container: InputContainer, stream: VideoStream) -> VideoFrame | None:
+    """The first frame that a plain decode shows, or None."""
+    return next(_decode_all(container, stream), None)
 
 
 def _number(frames: Iterator[VideoFrame], index: PacketIndex) -> Iterator[tuple[float | None, VideoFrame]]:

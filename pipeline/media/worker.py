@@ -95,9 +95,7 @@ class Worker:
         with open_binary(job.uri, max_bytes=self._limits.max_file_bytes) as file:
             clip = open_frames(job, file, self._decode_config, self._images, self._limits, self._cache)
             write_clip(clip.frames, rows, job.media_type, job.resized_height, job.resized_width)
-        return ClipReport(
-            backend=clip.backend, num_bytes=num_bytes, decode_seconds=time.process_time() - start
-        )
+        return ClipReport(backend=clip.backend, num_bytes=num_bytes, decode_seconds=time.process_time() - start)
 
     def _extend_deadline(self, video_seconds: float) -> None:
         seconds = video_seconds * self._decode_config.timeout_per_video_second

@@ -164,7 +164,7 @@ def _clip(
 ) -> Clip:
     patch = recipe.preprocessing.patch_size
     return Clip(
-        clip_ids=(digest_values(item.uri, source_id, clip_index, frame_indices, size.height, size.width),),
+        clip_ids=(_clip_id(item, source_id, clip_index, frame_indices, size),),
         source_uris=(item.uri,),
         source_id=source_id,
         source_bytes=item.num_bytes,
@@ -183,3 +183,9 @@ def _clip(
         resized_width=size.width,
         grid_thw=(grid_t, size.height // patch, size.width // patch),
     )
+
+
+def _clip_id(item: SourceItem, source_id: str, clip_index: int, frame_indices: tuple[int, ...], size: Size) -> str:
+    """The span that was asked for is in it: one file under two spans of a manifest is two rows, even if equal."""
+    span = (item.start_seconds, item.end_seconds)
+    return digest_values(item.uri, source_id, span, clip_index, frame_indices, size.height, size.width)

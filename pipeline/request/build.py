@@ -15,6 +15,7 @@ from pipeline.media.sandbox import Sandbox, SharedBuffer
 from pipeline.plan.schema import Clip, Failure, RequestPlan
 from pipeline.request.layout import RequestLayout
 from pipeline.request.table import RequestMeta, wrap_request
+from pipeline.sources.version import require_unchanged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,7 @@ def build_request(plan: RequestPlan, sandbox: Sandbox) -> pa.Table:
     offset = planned.rows_start
     for clip in plan.clips:
         try:
+            require_unchanged(clip.source_uris[0], clip.source_bytes, clip.modified_ns)
             report = sandbox.decode(clip_job(clip), buffer, offset)
         except MediaError as error:
             failures.extend(clip_failures(clip, error))

@@ -30,6 +30,7 @@ def write_atomically(folder: OutputFolder, name: str, write: Callable[[BinaryIO]
         name: the path below it.
         write: puts all the bytes into an open file; an exception from it leaves nothing behind.
     Raises: OutputError, which says so where the disk is full.
+
     """
     with _explained(folder, name):
         if folder.local is not None:

@@ -1,5 +1,6 @@
 """The error rows of an output, grouped by what a person can do about them; drawing them is the CLI's."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -55,9 +56,9 @@ def group_errors(folder: OutputFolder) -> tuple[ErrorGroup, ...]:
     return tuple(_group(folder, code, counts[code], examples[code]) for code in order)
 
 
-def _rows(folder: OutputFolder, stem: str) -> list[Row]:
+def _rows(folder: OutputFolder, stem: str) -> Iterator[Row]:
     try:
-        return list(stream_rows(folder, Kind.ERRORS, stem, _COLUMNS))
+        yield from stream_rows(folder, Kind.ERRORS, stem, _COLUMNS)
     except (OSError, KeyError, pa.ArrowException) as error:
         raise OutputError(
             f"output {folder.uri!r}: {folder.name(Kind.ERRORS, stem)}: cannot be read: {error}"

@@ -27,6 +27,7 @@ def write_fragment(folder: OutputFolder, request_id: str, embeddings: pa.Table, 
         errors: rows of `errors_schema`; with none of them no file is written, and an earlier try's is removed.
     Raises: OutputError, after which the request is not done.
     Cost: the tables are compressed once; two or four fsyncs on a local disk.
+
     """
     if errors.num_rows:
         write_table(folder, Kind.ERRORS, request_id, errors)
@@ -53,7 +54,7 @@ def count_rows(folder: OutputFolder, kind: Kind, stem: str) -> int:
 
 
 def done_requests(folder: OutputFolder) -> set[str]:
-    """The requests that need no work: those whose embeddings fragment exists. Cost: one listing."""
+    """Name the requests that need no work: those whose embeddings fragment exists. Cost: one listing."""
     return set(folder.fragments(Kind.EMBEDDINGS))
 
 

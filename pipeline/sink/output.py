@@ -55,7 +55,7 @@ class OutputFolder:
         return None if path is None else Path(os.fsdecode(path))
 
     def name(self, kind: Kind, stem: str) -> str:
-        """A fragment's path below the folder. `stem` is one plain name: ours, never a user's."""
+        """Give a fragment's path below the folder. `stem` is one plain name: ours, never a user's."""
         assert stem and "/" not in stem and not stem.startswith("."), stem
         return f"{kind}/{stem}{SUFFIX}"
 
@@ -72,7 +72,7 @@ class OutputFolder:
             raise OutputError(f"output {self.uri!r}: cannot be made: {error.strerror or error}") from error
 
     def fragments(self, kind: Kind) -> tuple[str, ...]:
-        """The stems of the visible fragments of a kind, sorted; empty where the folder does not exist.
+        """List the stems of the visible fragments of a kind, sorted; empty where the folder does not exist.
 
         Raises: OutputError where it cannot be listed. Cost: one listing.
         """
@@ -105,7 +105,7 @@ class OutputFolder:
             raise OutputError(f"output {self.uri!r}: {name}: cannot be removed: {error.strerror or error}") from error
 
     def store(self) -> tuple["AbstractFileSystem", str]:
-        """The fsspec file system and the folder's path in it.
+        """Open the fsspec file system and the folder's path in it.
 
         Raises: OutputError for an unknown scheme or a driver that is not installed.
         """

@@ -32,6 +32,7 @@ def stream_batches(
         optional: further names that may be absent.
         batch_rows: rows of one batch, where they are large for another reason than their vectors.
     Raises: OSError or pyarrow.ArrowException for a missing or damaged file, KeyError for a missing column.
+
     """
     with folder.open(folder.name(kind, stem)) as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
         leaves = _leaves(parquet)

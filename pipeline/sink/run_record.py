@@ -71,7 +71,7 @@ def write_run_record(folder: OutputFolder, record: RunRecord) -> None:
 
 
 def read_run_record(folder: OutputFolder) -> RunRecord | None:
-    """The folder's `run.json`, or None where there is none.
+    """Read the folder's `run.json`, or None where there is none.
 
     Raises: OutputError where it cannot be read or is not ours.
     """

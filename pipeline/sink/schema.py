@@ -20,7 +20,7 @@ VECTOR_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
 def embeddings_schema(
     *, dim: int, dtype: Literal["float16", "float32"], model: ModelIdentity, config_hash: str, num_deepstack: int = 0
 ) -> pa.Schema:
-    """The schema of `embeddings/*.parquet`.
+    """Make the schema of `embeddings/*.parquet`.
 
     `position` is 0 at level clip, the temporal patch at level frame and the merged token at level token; seconds are
     the source's; `width` and `height` are pixels and `grid_thw` patches. `decoder` is the backend that served the
@@ -32,6 +32,7 @@ def embeddings_schema(
         model: what made them.
         config_hash: of the settings that decided them.
         num_deepstack: columns `deepstack_0..` beside each token's vector, each of `dim` values.
+
     """
     vector = _fixed_list(VECTOR_TYPES[dtype], dim)
     columns = {
@@ -60,7 +61,7 @@ def embeddings_schema(
 
 
 def errors_schema(*, model: ModelIdentity, config_hash: str) -> pa.Schema:
-    """The schema of `errors/*.parquet`."""
+    """Make the schema of `errors/*.parquet`."""
     columns = {
         "source_uri": pa.string(),
         "source_id": pa.string(),

@@ -84,7 +84,7 @@ class _Verification:
         self._num_rows = 0
 
     def run_record(self) -> RunRecord | None:
-        """The run's own statement; without it nothing else can be judged."""
+        """Read the run's own statement; without it nothing else can be judged."""
         try:
             record = read_run_record(self._folder)
         except OutputError as error:
@@ -134,7 +134,7 @@ class _Verification:
             self._findings.add(f"source {uri!r} ({source_id}) is planned and not among the sources")
 
     def report(self) -> VerifyReport:
-        """The books as they stand."""
+        """State the books as they are."""
         failed = {uri for uri, num in self._errors.by_source.items() if num}
         return VerifyReport(
             num_sources=len(failed.union(uri for uri, _ in self._sources)),

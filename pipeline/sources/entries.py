@@ -77,7 +77,7 @@ def list_remote_manifest(url: str, config: SourcesConfig) -> Iterator[Found]:
 
 
 def _local_target(uri: str, folder: bytes | None) -> bytes | None:
-    """The absolute path that a row names, or None for a URL (and for a relative path where there is no folder)."""
+    """Give the absolute path that a row names, or None for a URL (and for a relative path where there is no folder)."""
     if has_scheme(uri):
         path = local_path(uri)
         return None if path is None else absolute_path(os.fsencode(path))

@@ -9,7 +9,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from pipeline.errors import ErrorCode, Stage
+from pipeline.errors import ErrorCode, Stage, UsageError
 
 _URL = re.compile(r"[A-Za-z][\w+.\-]*(::[A-Za-z][\w+.\-]*)*://")
 
@@ -55,7 +55,10 @@ def absolute_path(path: bytes) -> bytes:
     """Make a local path absolute, without resolving the links in it.
 
     `..` is the one exception: behind a link it is not the folder before it, so the parent is resolved first.
+    Raises: UsageError for a zero byte, which no name can hold.
     """
+    if b"\0" in path:
+        raise UsageError(f"source {os.fsdecode(path)!r}: expected a path, got one with a zero byte")
     parent, name = os.path.split(path.rstrip(b"/") or b"/")
     if b".." not in path.split(b"/"):
         return os.path.abspath(path)  # noqa: PTH100  bytes: pathlib has no exact form for undecodable names

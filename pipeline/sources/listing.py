@@ -29,6 +29,7 @@ def list_sources(specs: Sequence[str], config: SourcesConfig) -> Listing:
         config: which files of a folder count, and whether links and manifests may leave theirs.
     Raises: UsageError for an argument that matches nothing, a malformed manifest or a refused address.
     Cost: one stat a file; nothing but manifests is opened.
+
     """
     if not specs:
         raise UsageError("sources: expected at least one file, folder, glob, manifest or URL, got none")
@@ -50,7 +51,7 @@ def list_sources(specs: Sequence[str], config: SourcesConfig) -> Listing:
 
 
 def _list_spec(spec: str, config: SourcesConfig) -> Iterator[Found]:
-    if not spec or "\0" in spec:
+    if not spec:
         raise UsageError(f"source {spec!r}: expected a file, folder, glob, manifest or URL")
     named = local_path(spec) if has_scheme(spec) else spec
     if named is None:
@@ -68,7 +69,7 @@ def _one_a_span(items: set[SourceItem]) -> list[SourceItem]:
 
 
 def _place(item: SourceItem) -> tuple[str, float, float]:
-    """The sort key: an open start before 0, an open end after every other."""
+    """Sort by this: an open start before 0, an open end after every other."""
     start = -1.0 if item.start_seconds is None else item.start_seconds
     end = float("inf") if item.end_seconds is None else item.end_seconds
     return item.uri, start, end

@@ -57,7 +57,7 @@ def examine(path: bytes, start_seconds: float | None = None, end_seconds: float 
 
 
 def outside(path: bytes, root: bytes, advice: str) -> SourceFailure | None:
-    """A failure when `path`, with its links resolved, is not `root` (a resolved folder) or below it, by whole names."""
+    """Give a failure unless `path`, links resolved, is `root` (a resolved folder) or below it by whole names."""
     target = os.path.realpath(path)
     if target == root or target.startswith(root.rstrip(b"/") + b"/"):
         return None

@@ -44,6 +44,7 @@ def read_manifest(file: BinaryIO, name: str) -> list[ManifestRow]:
         name: its path or URL: the suffix chooses the format, and messages name it.
     Raises: UsageError for a table that cannot be read, lacks `uri`, has no row, or has a bad cell.
     Cost: the three columns in memory.
+
     """
     try:
         table = _read_table(file, name)

@@ -7,6 +7,7 @@ Cost: one request a file, or one listing a folder.
 
 import datetime
 from collections.abc import Iterator, Mapping
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from pipeline.config import SourcesConfig
@@ -24,7 +25,7 @@ _MODIFIED_KEYS = ("mtime", "LastModified", "last_modified", "modified", "updated
 
 
 def open_store(url: str, config: SourcesConfig) -> tuple["AbstractFileSystem", str]:
-    """The file system and the path in it that a URL names.
+    """Open the file system and find the path in it that a URL names.
 
     Raises: UsageError for a refused address, an unknown scheme, or a driver that is not installed.
     """
@@ -47,8 +48,8 @@ def list_remote(url: str, config: SourcesConfig) -> Iterator[SourceItem | Source
     try:
         entries = _entries(store, path, config)
     except FileNotFoundError as error:
-        # fsspec's http says "not found" for every failure; its cause tells an answer of 404 from no answer.
-        if isinstance(error.__cause__, Exception) and not isinstance(error.__cause__, FileNotFoundError):
+        # fsspec's http (2026.9) says "not found" for every failure; the cause's status tells a 404 from the rest.
+        if isinstance(error.__cause__, Exception) and getattr(error.__cause__, "status", None) != HTTPStatus.NOT_FOUND:
             yield _unreadable(url, error.__cause__)
             return
         raise UsageError(f"source {url!r}: no such object or folder, and as a glob it matches nothing") from None

@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch.nn import functional
@@ -112,6 +114,16 @@ def test_random_weights_tell_inputs_apart():
     vectors = encoder.encode(torch.cat([dark, light, *noise]), [(1, 4, 4)] * 4, make_output("clip", normalize=True))
     similarity = vectors.vectors @ vectors.vectors.T - torch.eye(4)
     assert similarity.max() < 0.99
+
+
+def test_threads_may_share_an_encoder():
+    encoder, output = make_encoder(max_patches=40), make_output("frame")
+    requests = [(make_rows([grid]), [grid]) for grid in MIXED_GRIDS * 4]
+    expected = [encoder.encode(*request, output).vectors for request in requests]
+    with ThreadPoolExecutor(2) as pool:
+        vectors = list(pool.map(lambda request: encoder.encode(*request, output).vectors, requests))
+    # A new thread may split products over another number of cores.
+    assert max(map(relative_error, vectors, expected)) <= 1e-6
 
 
 def test_float32_switches_tf32_off():

@@ -28,8 +28,8 @@ def make_cuda_encoder(dtype: torch.dtype, head_dim: int = 64, max_patches: int =
 
 @contextmanager
 def syncs_forbidden() -> Iterator[None]:
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -63,7 +63,7 @@ def test_rotation_is_rounded_once(dtype):
     angles = torch.randn(24, 36, generator=torch.Generator().manual_seed(1))
     exact = rotate(heads.double(), angles.cos().double(), angles.sin().double())
     turned = rotate(heads.to(CUDA), angles.cos().to(CUDA), angles.sin().to(CUDA)).cpu()
-    half_a_step = 2**-9 if dtype == torch.bfloat16 else 2**-22
+    half_a_step = 2**-8 if dtype == torch.bfloat16 else 2**-22
     assert torch.allclose(turned.double(), exact, rtol=1.01 * half_a_step, atol=1e-6)
 
 
@@ -98,6 +98,7 @@ def test_encoded_in_chunks_equals_encoded_whole(level, max_patches):
     assert torch.allclose(chunked, whole, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature:UserWarning")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("row_bytes", [768, 1536], ids=["image", "video"])
 @pytest.mark.parametrize("level", LEVELS)
@@ -110,6 +111,7 @@ def test_encoding_never_waits_for_the_device_even_for_a_new_grid(level, row_byte
         encoder.encode(rows, MIXED_GRIDS, output)
 
 
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events:UserWarning")
 @pytest.mark.parametrize("level", LEVELS)
 def test_encoding_copies_nothing_from_the_host_even_for_a_new_grid(level):
     encoder, output = make_cuda_encoder(torch.bfloat16, max_patches=150), make_output(level, deepstack=True)
@@ -121,3 +123,9 @@ def test_encoding_copies_nothing_from_the_host_even_for_a_new_grid(level):
     names = [event.key for event in recorded.key_averages()]
     assert any("gemm" in name.lower() or "nvjet" in name.lower() for name in names), "the profiler saw no kernels"
     assert [name for name in names if "HtoD" in name or "DtoH" in name] == []
+
+
+def test_attention_kernels_that_plan_for_each_new_shape_are_off():
+    make_cuda_encoder(torch.bfloat16)
+    assert torch.backends.cuda.flash_sdp_enabled()
+    assert not torch.backends.cuda.cudnn_sdp_enabled()

@@ -110,3 +110,12 @@ def test_a_source_that_vanished_keeps_its_rows() -> None:
     headers = Headers(a=("1", make_video()), b=("2", make_video()))
     first = plan_of(headers, listing_of("/a", "/b"))
     assert plan_of(headers, listing_of("/a"), first) == first
+
+
+def test_one_image_under_several_spans_is_encoded_once_and_has_a_row_for_each() -> None:
+    spans = [(None, None), (0.0, None), (1.0, 2.0)]
+    items = tuple(make_item("/a", start_seconds=start, end_seconds=end) for start, end in spans)
+    plan = plan_of(Headers(a=("1", make_image())), Listing(items=items, failures=()))
+    (clip,) = plan.requests[0].clips
+    assert len(set(clip.clip_ids)) == 3
+    assert sum(record.num_clips for record in plan.sources) == plan.num_clip_rows == 3

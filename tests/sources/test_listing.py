@@ -1,6 +1,9 @@
 import os
 import random
 import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -67,6 +70,12 @@ def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path: Path) -> Non
     path = make_file(tmp_path / "a[1]*.mp4")
     make_file(tmp_path / "a1b.mp4")
     assert uris_of(list_with(path)) == [str(path)]
+
+
+@pytest.mark.parametrize("spec", ["a\0b.mp4", "file:///a%00b.mp4"])
+def test_a_zero_byte_is_wrong_usage(spec: str) -> None:
+    with pytest.raises(UsageError, match="zero byte"):
+        list_with(spec)
 
 
 @pytest.mark.parametrize("name", ["missing.mp4", "missing/*.mp4", "*.nothing", "a**b", ""])
@@ -172,23 +181,36 @@ def test_a_pipe_behind_a_link_fails_as_not_a_file(tmp_path: Path) -> None:
     assert {failure.code for failure in list_with(tmp_path).failures} == {ErrorCode.NOT_A_FILE}
 
 
-def test_what_this_user_may_not_read_fails(tmp_path: Path) -> None:
-    good = make_file(tmp_path / "good.mp4")
-    make_file(tmp_path / "locked.mp4").chmod(0)
-    make_file(tmp_path / "folder" / "x.mp4").parent.chmod(0)
+@pytest.fixture
+def folder_for_all() -> Iterator[Path]:
+    """A folder that any user may enter, unlike pytest's own."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+
+
+@contextmanager
+def without_rights() -> Iterator[None]:
+    """Root may read everything, so it steps down for a while."""
     is_root = os.geteuid() == 0
-    root = tmp_path
     if is_root:
-        while root != root.parent and root != Path("/tmp"):
-            root.chmod(0o755 if root == tmp_path else root.stat().st_mode | 0o011)
-            root = root.parent
         os.setresuid(65534, 65534, 0)
     try:
-        listing = list_with(tmp_path)
+        yield
     finally:
         if is_root:
             os.setresuid(0, 0, 0)
-        (tmp_path / "folder").chmod(0o755)
+
+
+def test_what_this_user_may_not_read_fails(folder_for_all: Path) -> None:
+    good = make_file(folder_for_all / "good.mp4")
+    make_file(folder_for_all / "locked.mp4").chmod(0)
+    locked = make_file(folder_for_all / "folder" / "x.mp4").parent
+    locked.chmod(0)
+    with without_rights():
+        listing = list_with(folder_for_all)
+    locked.chmod(0o755)
     assert uris_of(listing) == [str(good)]
     assert [(Path(failure.uri).name, failure.code) for failure in listing.failures] == [
         ("folder", ErrorCode.UNREADABLE),

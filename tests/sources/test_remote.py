@@ -1,4 +1,7 @@
+import functools
+import http.server
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,3 +115,29 @@ def test_a_server_that_does_not_answer_is_an_error_row(tmp_path: Path) -> None:
         port = server.getsockname()[1]
         listing = list_with(f"http://127.0.0.1:{port}/x.mp4", follow_outside=True)
     assert only_failure(listing).code is ErrorCode.UNREADABLE
+
+
+@pytest.fixture
+def web_folder(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    handler = functools.partial(QuietHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield tmp_path, f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def test_a_file_on_a_server_has_its_size_and_the_id_of_its_bytes(web_folder: tuple[Path, str]) -> None:
+    folder, address = web_folder
+    path = make_file(folder / "a b.mp4", b"x" * 10_000)
+    [item] = list_with(f"{address}/a%20b.mp4?x=1", follow_outside=True).items
+    assert (item.uri, item.num_bytes) == (f"{address}/a%20b.mp4?x=1", 10_000)
+    assert content_id(item) == content_id(list_with(path).items[0])
+    with pytest.raises(UsageError, match="no such"):
+        list_with(f"{address}/missing.mp4", follow_outside=True)

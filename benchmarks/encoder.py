@@ -1,0 +1,127 @@
+"""How fast is a whole request, from host memory to pooled vectors on the host, and how exact?
+
+    python -m benchmarks.encoder --model random:2b --grid 64x28x28 --grid 32x30x52 --grid 8x28x28
+
+Beside it transformers' tower as its users run it: float32 patches from pageable host memory, sdpa, mean over the
+clip's tokens. Both run the same weights on the same pixels; errors are against float32 on the same device.
+"""
+
+import argparse
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.measure import as_values, matmul_rate, measure, print_record, print_table
+from benchmarks.requests import random_request
+from pipeline.checkpoint import VisionSpec, resolve_model
+from pipeline.config import Config
+from pipeline.encoder.weights import load_tower
+from pipeline.request.table import unwrap_request
+from pipeline.stages.encode import Encode, encode_device, encode_dtype
+
+
+def peer_tower(spec: VisionSpec, weights: dict[str, torch.Tensor], device: torch.device, dtype: torch.dtype) -> Any:
+    """transformers' tower with our weights."""
+    from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
+
+    config = Qwen3VLVisionConfig(
+        depth=spec.depth,
+        hidden_size=spec.hidden_size,
+        num_heads=spec.num_heads,
+        intermediate_size=spec.intermediate_size,
+        out_hidden_size=spec.out_hidden_size,
+        deepstack_visual_indexes=list(spec.deepstack_visual_indexes),
+        attn_implementation="sdpa",
+    )
+    tower = Qwen3VLVisionModel(config)
+    own = tower.state_dict()
+    tower.load_state_dict({name: weights[name].reshape(own[name].shape) for name in own})
+    return tower.to(device=device, dtype=dtype).eval()
+
+
+@torch.inference_mode()
+def peer_vector(tower: Any, pixel_values: torch.Tensor, grid: tuple[int, int, int], device: torch.device) -> Any:
+    """One clip's normalised vector by transformers, from float32 patches on the host."""
+    pixels = pixel_values.to(device=device, dtype=tower.dtype)
+    output = tower(pixels, grid_thw=torch.tensor([grid], device=device))
+    return torch.nn.functional.normalize(output.pooler_output.float().mean(0), dim=0).cpu().numpy()
+
+
+def relative_error(found: np.ndarray, reference: np.ndarray) -> float:
+    """Distance of two vectors over the length of the second."""
+    return float(np.linalg.norm(found.astype(np.float64) - reference) / np.linalg.norm(reference))
+
+
+def run(model: str, grid: tuple[int, int, int], repeats: int, roof: float) -> dict[str, Any]:
+    """Time and compare one tower on one request."""
+    config = Config(model=model)
+    device = encode_device(config)
+    dtype = encode_dtype(config, device)
+    encode, spec = Encode(config, model), resolve_model(model).vision
+    table = random_request(grid)
+    layout = unwrap_request(table).meta.layout
+    ours = measure(lambda: encode(table), repeats=repeats, device=device.type)
+    vector = np.frombuffer(encode(table)["vectors"][0].as_py(), dtype=np.float32)
+
+    rows = torch.from_numpy(unwrap_request(table).buffer[layout.rows_start :].copy()).view(layout.num_patches, -1)
+    pixel_values = (rows.float() - 127.5) / 127.5
+    weights = load_tower(resolve_model(model), device=torch.device("cpu"), dtype=dtype).state_dict()
+    peer = peer_tower(spec, weights, device, dtype)
+    theirs = measure(lambda: peer_vector(peer, pixel_values, grid, device), repeats=repeats, device=device.type)
+    peer_result = peer_vector(peer, pixel_values, grid, device)
+    reference = peer_vector(peer_tower(spec, weights, device, torch.float32), pixel_values, grid, device)
+
+    flops = spec.flops(layout.num_patches, grid[1] * grid[2])
+    return {
+        "model": model,
+        "grid": "x".join(map(str, grid)),
+        "patches": layout.num_patches,
+        "ours": as_values(ours),
+        "transformers": as_values(theirs),
+        "times": theirs.median_seconds / ours.median_seconds,
+        "roof_share": flops / ours.median_seconds / roof,
+        "error": relative_error(vector, reference),
+        "transformers_error": relative_error(peer_result, reference),
+    }
+
+
+def main() -> None:
+    """Measure every model on every grid."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", action="append")
+    parser.add_argument("--grid", action="append", help="TxHxW in patches: temporal patches x rows x columns")
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--matmul", type=int, default=8192, help="side of the product that sets the roof")
+    arguments = parser.parse_args()
+
+    device = encode_device(Config())
+    roof = matmul_rate(device.type, arguments.matmul)
+    results = [
+        run(model, (t, h, w), arguments.repeats, roof)
+        for model in arguments.model or ["random:2b"]
+        for t, h, w in (map(int, grid.split("x")) for grid in arguments.grid or ["64x28x28"])
+    ]
+    print_table(
+        ["model", "request", "patches", "Patchwire", "transformers", "times", "share of roof", "error", "theirs"],
+        [
+            [
+                result["model"],
+                result["grid"],
+                result["patches"],
+                f"{result['ours']['median_seconds'] * 1e3:.1f} ms",
+                f"{result['transformers']['median_seconds'] * 1e3:.1f} ms",
+                f"{result['times']:.2f}",
+                f"{result['roof_share']:.1%}",
+                f"{result['error']:.1e}",
+                f"{result['transformers_error']:.1e}",
+            ]
+            for result in results
+        ],
+    )
+    print_record("encoder", {**vars(arguments), "roof_tflops": roof / 1e12}, results)
+
+
+if __name__ == "__main__":
+    main()

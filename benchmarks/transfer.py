@@ -1,0 +1,94 @@
+"""What does it cost to bring a request to the device?
+
+    python -m benchmarks.transfer --grid 64x28x28
+
+Compares, for one request of uint8 patch rows: a pageable copy, the pinned ring that serves by default, a copy from
+memory that is pinned already (the ceiling), and the float32 patches that transformers ships, pageable. `blocked` is
+how long the call keeps its thread; `arrived` is until the bytes are on the device. On a CPU the stage makes no copy.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.measure import measure, print_record, print_table, synchronize
+from benchmarks.requests import random_request
+from pipeline.config import Config
+from pipeline.device.transfer import host_tensor, make_transfer
+from pipeline.request.table import unwrap_request
+from pipeline.stages.encode import NUM_SLOTS, encode_device
+
+
+def blocked_seconds(call: Callable[[], object], device: str, repeats: int) -> float:
+    """Median seconds until the call returns, started on an idle device."""
+    seconds = []
+    for _ in range(repeats):
+        synchronize(device)
+        started = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - started)
+    return sorted(seconds)[len(seconds) // 2]
+
+
+def ways(grid: tuple[int, int, int], device: torch.device) -> dict[str, tuple[int, Callable[[], object]]]:
+    """Each way by name, with the bytes it moves."""
+    request = unwrap_request(random_request(grid))
+    transfer = make_transfer(device, NUM_SLOTS)
+    pageable = host_tensor(request)
+    found: dict[str, tuple[int, Callable[[], object]]] = {
+        "patchwire": (request.buffer.size, lambda: transfer(request)),
+    }
+    if device.type == "cuda":
+        pinned = pageable.pin_memory()
+        floats = (pageable[request.meta.layout.rows_start :].float() - 127.5) / 127.5
+        found["uint8, pageable"] = (request.buffer.size, lambda: pageable.to(device))
+        found["uint8, already pinned"] = (request.buffer.size, lambda: pinned.to(device, non_blocking=True))
+        found["float32, pageable (transformers)"] = (floats.numel() * 4, lambda: floats.to(device))
+    return found
+
+
+def main() -> None:
+    """Measure each way for each request size."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--grid", action="append", help="TxHxW in patches")
+    parser.add_argument("--repeats", type=int, default=30)
+    arguments = parser.parse_args()
+    device = encode_device(Config())
+    results: list[dict[str, Any]] = []
+    for grid in arguments.grid or ["64x28x28"]:
+        t, h, w = map(int, grid.split("x"))
+        for name, (num_bytes, call) in ways((t, h, w), device).items():
+            arrived = measure(call, repeats=arguments.repeats, device=device.type)
+            blocked = blocked_seconds(call, device.type, arguments.repeats)
+            results.append(
+                {
+                    "grid": grid,
+                    "way": name,
+                    "num_bytes": num_bytes,
+                    "blocked_seconds": blocked,
+                    "arrived_seconds": arrived.median_seconds,
+                    "bytes_per_second": num_bytes / arrived.median_seconds,
+                }
+            )
+    print_table(
+        ["request", "way", "MB", "blocked", "arrived", "GB/s"],
+        [
+            [
+                result["grid"],
+                result["way"],
+                f"{result['num_bytes'] / 1e6:.0f}",
+                f"{result['blocked_seconds'] * 1e3:.2f} ms",
+                f"{result['arrived_seconds'] * 1e3:.2f} ms",
+                f"{result['bytes_per_second'] / 1e9:.1f}",
+            ]
+            for result in results
+        ],
+    )
+    print_record("transfer", vars(arguments), results)
+
+
+if __name__ == "__main__":
+    main()

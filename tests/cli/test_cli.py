@@ -1,0 +1,141 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.media_factory import make_image, make_video
+
+
+def patchwire(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("media")
+    make_video(folder / "v.mp4", num_frames=33)
+    make_image(folder / "i.png")
+    (folder / "not media.txt").write_text("text")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(media: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    out = tmp_path_factory.mktemp("out") / "OUT"
+    return out, patchwire("embed", media, "--out", out, "--model", "random:tiny", "--runner", "local")
+
+
+def test_embed_ends_with_counts_the_bottleneck_and_the_next_command(
+    done: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    out, finished = done
+    assert finished.returncode == 3
+    assert "3 sources: 0 were there, 2 new rows, 1 errors" in finished.stdout
+    assert "limited by" in finished.stdout
+    assert f"next:  patchwire errors {out}" in finished.stdout
+    assert "random weights" in finished.stdout
+    assert "clips 2/2" in finished.stderr
+
+
+def test_verify_and_errors_read_the_output_back(done: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    out, _ = done
+    verified = patchwire("verify", out, "--json")
+    assert (verified.returncode, json.loads(verified.stdout)["ok"]) == (0, True)
+    errors = patchwire("errors", out)
+    assert errors.returncode == 0
+    assert "unsupported_media: 1" in errors.stdout
+    assert "not media.txt" in errors.stdout
+
+
+def test_verify_finds_a_lost_fragment_and_exits_with_one(media: Path, tmp_path: Path) -> None:
+    patchwire("embed", media / "i.png", "--out", tmp_path / "OUT", "--model", "random:tiny", "--runner", "local")
+    next((tmp_path / "OUT" / "embeddings").glob("*.parquet")).unlink()
+    verified = patchwire("verify", tmp_path / "OUT")
+    assert verified.returncode == 1
+    assert "NOT ok" in verified.stdout
+
+
+def test_plan_prints_counts_and_shapes_and_needs_no_model(media: Path) -> None:
+    planned = json.loads(patchwire("plan", media, "--json").stdout)
+    assert (planned["num_sources"], planned["num_clip_rows"], planned["num_failures"]) == (3, 2, 1)
+    assert planned["num_patches"] == sum(shape["num_patches"] for shape in planned["shapes"])
+    assert planned["flops"] > 0
+    as_text = patchwire("plan", media).stdout
+    assert "TFLOP" in as_text
+    assert "unsupported_media" in as_text
+
+
+def test_inspect_shows_what_the_encoder_would_see(media: Path, tmp_path: Path) -> None:
+    finished = patchwire("inspect", media / "v.mp4", "--npz", tmp_path / "v.npz", "--png", tmp_path / "v.png")
+    assert finished.returncode == 0, finished.stderr
+    (line,) = finished.stdout.splitlines()
+    clip = json.loads(line)
+    assert (clip["media_type"], clip["num_frames"], clip["fps"]) == ("video", 33, 25.0)
+    assert len(clip["frame_indices"]) == 4
+    assert len(clip["timestamps_seconds"]) == clip["grid_thw"][0] == 2
+    arrays = np.load(tmp_path / "v.npz")
+    assert arrays["patch_rows_0"].shape == (clip["num_patches"], 1536)
+    assert arrays["patch_rows_0"].dtype == np.uint8
+    assert arrays["grid_thw"].tolist() == [clip["grid_thw"]]
+    with Image.open(tmp_path / "v.png") as sheet:
+        assert sheet.size == (4 * clip["resized_width"], clip["resized_height"])
+
+
+def test_inspect_prints_a_line_for_each_clip(media: Path) -> None:
+    finished = patchwire("inspect", media / "v.mp4", "--set", "clips.mode=stride", "--set", "clips.seconds=0.5")
+    starts = [json.loads(line)["start_seconds"] for line in finished.stdout.splitlines()]
+    assert starts == [0.0, 0.52, 1.0]
+
+
+def test_an_images_patch_rows_hold_its_frame_twice(media: Path, tmp_path: Path) -> None:
+    patchwire("inspect", media / "i.png", "--npz", tmp_path / "i.npz")
+    rows = np.load(tmp_path / "i.npz")["patch_rows_0"].reshape(-1, 3, 2, 256)
+    assert np.array_equal(rows[:, :, 0], rows[:, :, 1])
+
+
+def test_inspect_of_a_bad_file_says_why_and_what_to_do(media: Path) -> None:
+    finished = patchwire("inspect", media / "not media.txt")
+    assert finished.returncode == 1
+    assert "unsupported_media" in finished.stderr
+    assert "Convert it" in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["embed"], "Missing"),
+        (["embed", "{media}", "--out", "{out}", "--runner", "spark"], "spark"),
+        (["embed", "{media}/nothing", "--out", "{out}", "--model", "random:tiny", "--runner", "local"], "nothing"),
+        (["plan", "{media}", "--set", "clips.mod=whole"], "the nearest is 'clips.mode'"),
+        (["plan", "{media}", "--set", "clips.mode=strid"], "the nearest is 'stride'"),
+        (["plan", "{media}", "--config", "corpse"], "Presets that can be named: cluster, corpus, cpu, official"),
+    ],
+)
+def test_wrong_usage_exits_with_two_and_names_the_fault(
+    media: Path, tmp_path: Path, arguments: list[str], says: str
+) -> None:
+    finished = patchwire(*(argument.format(media=media, out=tmp_path / "OUT") for argument in arguments))
+    assert finished.returncode == 2
+    assert says in finished.stderr
+
+
+def test_a_model_that_cannot_be_had_exits_with_one(media: Path, tmp_path: Path) -> None:
+    finished = patchwire("embed", media, "--out", tmp_path / "OUT", "--model", tmp_path / "none", "--runner", "local")
+    assert finished.returncode == 1
+    assert "no such folder" in finished.stderr
+
+
+@pytest.mark.parametrize("preset", ["official", "corpus", "cpu", "cluster"])
+def test_every_preset_plans(media: Path, preset: str) -> None:
+    assert patchwire("plan", media, "--config", preset, "--json").returncode == 0
+
+
+def test_doctor_finds_nothing_wrong_here() -> None:
+    finished = patchwire("doctor", "--json")
+    assert finished.returncode == 0, finished.stdout
+    assert all(check["ok"] for check in json.loads(finished.stdout))

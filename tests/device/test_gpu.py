@@ -1,0 +1,126 @@
+"""What only a CUDA device can show: one copy a request, no device sync, and nothing overwritten too early."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.requests import random_request
+from pipeline.config import Config
+from pipeline.device.transfer import PinnedTransfer
+from pipeline.media.container import MediaType
+from pipeline.request.table import unwrap_request
+from pipeline.stages.encode import Encode
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+MODEL = "random:tiny"
+
+
+def stage(**encode: object) -> Encode:
+    return Encode(Config.from_values({"model": MODEL, "encode": encode}), MODEL)
+
+
+def vectors_of(encoded: pa.Table) -> np.ndarray:
+    dim = encoded["vector_dim"][0].as_py()
+    return np.frombuffer(encoded["vectors"][0].as_py(), dtype=np.float32).reshape(-1, dim)
+
+
+@pytest.fixture
+def forbid_device_syncs() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_encode_stage_runs_with_device_syncs_forbidden(forbid_device_syncs: None) -> None:
+    torch.cuda.set_sync_debug_mode("default")
+    encode = stage()
+    requests = [random_request((6, 8, 12), seed=1), random_request((5, 4, 4), MediaType.IMAGE, seed=2)]
+    for request in requests:
+        encode(request)
+    torch.cuda.set_sync_debug_mode("error")
+    encoded = [encode(request) for request in requests]
+    assert [table["num_device_copies"][0].as_py() for table in encoded] == [1, 1]
+
+
+@pytest.mark.parametrize("max_patches", [65_536, 100])
+def test_the_profiler_counts_one_pinned_copy_in_and_no_device_sync(max_patches: int) -> None:
+    encode = stage(max_patches=max_patches)
+    requests = [random_request((6, 8, 12), seed=seed) for seed in range(4)]
+    encode(requests[0])
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
+        for request in requests:
+            encode(request)
+    names = Counter(event.name for event in trace.events())
+    copies_in = {name: count for name, count in names.items() if "Memcpy HtoD" in name}
+    assert copies_in == {"Memcpy HtoD (Pinned -> Device)": len(requests)}
+    assert sum(count for name, count in names.items() if "Memcpy DtoH" in name) == len(requests)
+    # The profiler itself waits for the device when it stops.
+    assert names["cudaDeviceSynchronize"] <= 1
+    assert names["cudaStreamSynchronize"] == 0
+
+
+def test_a_slot_is_not_filled_again_before_its_copy_has_been_read() -> None:
+    device = torch.device("cuda")
+    transfer = PinnedTransfer(device, num_slots=2)
+    requests = [unwrap_request(random_request((4, 8, 8), seed=seed)) for seed in range(8)]
+    arrived = []
+    for request in requests:
+        # Each copy waits behind about 20 ms of work on its own stream, so slots come round while still in use.
+        with torch.cuda.stream(transfer._stream):
+            torch.cuda._sleep(40_000_000)
+        arrived.append(transfer(request).buffer)
+    for request, buffer in zip(requests, arrived, strict=True):
+        assert np.array_equal(buffer.cpu().numpy(), request.buffer)
+
+
+def test_a_ring_that_ignores_its_event_is_caught_by_that_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda")
+    transfer = PinnedTransfer(device, num_slots=1)
+    monkeypatch.setattr(torch.cuda.Event, "synchronize", lambda self: None)
+    requests = [unwrap_request(random_request((4, 8, 8), seed=seed)) for seed in range(4)]
+    arrived = []
+    for request in requests:
+        with torch.cuda.stream(transfer._stream):
+            torch.cuda._sleep(40_000_000)
+        arrived.append(transfer(request).buffer)
+    monkeypatch.undo()
+    torch.cuda.synchronize()
+    equal = [np.array_equal(buffer.cpu().numpy(), request.buffer) for request, buffer in zip(requests, arrived)]
+    assert not all(equal)
+
+
+def test_vectors_on_cuda_are_within_bf16_of_the_cpu() -> None:
+    request = random_request((6, 8, 12), seed=5)
+    exact = vectors_of(stage(device="cpu")(request))
+    assert vectors_of(stage(device="cuda", dtype="float32")(request)) == pytest.approx(exact, abs=2e-5)
+    rounded = vectors_of(stage(device="cuda")(request))
+    assert np.linalg.norm(rounded - exact) / np.linalg.norm(exact) < 2e-2
+
+
+def test_two_threads_encode_their_own_requests() -> None:
+    encode = stage()
+    requests = [random_request((6, 8, 12), seed=seed) for seed in range(12)]
+    expected = [vectors_of(encode(request)) for request in requests]
+    found: dict[int, np.ndarray] = {}
+
+    def work(start: int) -> None:
+        for place in range(start, len(requests), 2):
+            found[place] = vectors_of(encode(requests[place]))
+
+    threads = [threading.Thread(target=work, args=(start,)) for start in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for place, vector in enumerate(expected):
+        assert np.array_equal(found[place], vector)

@@ -1,0 +1,116 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import ray
+import ray.data
+from ray.data.context import DataContext
+
+from actors.decode import DecodeActor
+from pipeline import Config, embed
+from pipeline.errors import OutputError
+from pipeline.flow.cluster import RayRunner
+from pipeline.flow.runner import Job
+from pipeline.plan.clips import Recipe
+from pipeline.plan.planner import EMPTY_PLAN, make_plan
+from pipeline.checkpoint import resolve_model
+from pipeline.plan.schema import plan_table
+from pipeline.request.table import unwrap_request
+from pipeline.sink.embeddings import RowSettings
+from pipeline.sink.output import OutputFolder
+from pipeline.sink.run_record import ModelIdentity
+from pipeline.sink.verify import verify_output
+from pipeline.sources.listing import list_sources
+from pipeline.stages.write import WriteTarget
+from tests.flow.tables import embeddings_of, errors_of, fragments_of
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_node_ray")]
+
+CONFIG = Config(model="random:tiny")
+
+
+@pytest.fixture(scope="module")
+def done(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("ray") / "OUT"
+    embed(corpus, out, config=CONFIG, runner="ray")
+    return out
+
+
+def test_ray_and_the_serial_runner_give_the_same_tables_to_the_bit(corpus: Path, done: Path, tmp_path: Path) -> None:
+    embed(corpus, tmp_path / "OUT", config=CONFIG, runner="local")
+    assert embeddings_of(done).equals(embeddings_of(tmp_path / "OUT"))
+    assert errors_of(done).equals(errors_of(tmp_path / "OUT"))
+    assert verify_output(OutputFolder(str(done))).ok
+
+
+def test_a_second_run_through_ray_does_nothing_new(corpus: Path, done: Path) -> None:
+    before = fragments_of(done)
+    assert embed(corpus, done, config=CONFIG, runner="ray").num_requests == 0
+    assert fragments_of(done) == before
+
+
+def test_the_number_of_workers_does_not_change_a_row(corpus: Path, done: Path, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"ray": CONFIG.ray.model_copy(update={"decode_workers": 3})})
+    embed(corpus, tmp_path / "OUT", config=config, runner="ray")
+    assert embeddings_of(done).equals(embeddings_of(tmp_path / "OUT"))
+
+
+class WhereIsIt:
+    """Receives requests as an encode actor does, and says where their bytes lie."""
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        request = unwrap_request(table)
+        mapped = [
+            line.split()
+            for line in Path("/proc/self/maps").read_text().splitlines()
+            if int(line.split("-")[0], 16) <= request.address < int(line.split()[0].split("-")[1], 16)
+        ]
+        return pa.table(
+            {
+                "rows": [table.num_rows],
+                "num_bytes": [request.buffer.size],
+                "aligned": [request.address % 64 == 0],
+                "mapping": [" ".join(mapped[0][5:])],
+                "permissions": [mapped[0][1]],
+            }
+        )
+
+
+def test_a_request_reaches_its_consumer_inside_the_object_stores_mapping(corpus: Path) -> None:
+    recipe = Recipe(preprocessing=resolve_model("random:tiny").preprocessing, config=CONFIG)
+    listing = list_sources([str(corpus)], CONFIG.sources)
+    with RayRunner(CONFIG) as runner:
+        plan = make_plan(listing, EMPTY_PLAN, lambda items: runner.probe(items, CONFIG), recipe)
+    table = plan_table(plan.requests)
+    DataContext.get_current().target_max_block_size = 1 << 20
+    rows = (
+        ray.data.from_arrow([table.slice(row, 1) for row in range(table.num_rows)])
+        .map_batches(
+            DecodeActor, fn_constructor_args=(CONFIG,), batch_format="pyarrow", batch_size=1, concurrency=1, num_cpus=0.5
+        )
+        .map_batches(WhereIsIt, batch_format="pyarrow", batch_size=1, concurrency=1, num_cpus=0.5)
+        .take_all()
+    )
+    assert len(rows) == table.num_rows
+    assert {row["rows"] for row in rows} == {1}
+    # Ray carries objects up to 100 KiB inside the message, outside the store.
+    stored = [row for row in rows if row["num_bytes"] > 200_000]
+    assert len(stored) >= 2
+    for row in stored:
+        assert row["aligned"]
+        assert row["permissions"] in ("rw-s", "r--s")
+        assert "plasma" in row["mapping"] or row["mapping"].startswith(("/dev/shm", "/memfd", "/tmp"))
+
+
+def test_an_error_in_an_actor_comes_out_as_itself(corpus: Path, tmp_path: Path) -> None:
+    model = ModelIdentity(model_id="m", model_revision="r", random_weights=True)
+    settings = RowSettings(model=model, config_hash="h", level="clip", dtype="float32")
+    (tmp_path / "OUT").write_text("a file where a folder should be")
+    job = Job(
+        config=CONFIG, model="random:tiny", target=WriteTarget(output_uri=str(tmp_path / "OUT"), settings=settings)
+    )
+    recipe = Recipe(preprocessing=resolve_model("random:tiny").preprocessing, config=CONFIG)
+    listing = list_sources([str(corpus / "0.png")], CONFIG.sources)
+    with RayRunner(CONFIG) as runner, pytest.raises(OutputError):
+        plan = make_plan(listing, EMPTY_PLAN, lambda items: runner.probe(items, CONFIG), recipe)
+        list(runner.run(plan.requests, job))

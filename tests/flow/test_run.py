@@ -1,0 +1,153 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import Config, embed
+from pipeline.errors import OutputMismatchError, UsageError
+from pipeline.flow.run import RunSummary
+from pipeline.sink.output import OutputFolder
+from pipeline.sink.verify import verify_output
+from tests.flow.tables import embeddings_of, errors_of, fragments_of
+from tests.media_factory import make_image, make_video
+
+
+def run(corpus: Path, out: Path, **sections: object) -> RunSummary:
+    config = Config.from_values({"model": "random:tiny", **sections})
+    return embed(corpus, out, config=config, runner="local")
+
+
+@pytest.fixture(scope="module")
+def done(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("done") / "OUT"
+    run(corpus, out)
+    return out
+
+
+def test_every_file_ends_as_rows_or_as_one_error(corpus: Path, done: Path) -> None:
+    embedded = embeddings_of(done)["source_uri"].to_pylist()
+    failed = errors_of(done)["source_uri"].to_pylist()
+    assert sorted(embedded + failed) == sorted(str(path) for path in corpus.rglob("*") if path.is_file())
+    assert [Path(uri).name for uri in failed] == ["cut.mp4", "text.mp4"]
+    assert verify_output(OutputFolder(str(done))).ok
+
+
+def test_rows_say_what_was_embedded_by_what(done: Path) -> None:
+    rows = {Path(row["source_uri"]).name: row for row in embeddings_of(done).to_pylist()}
+    video, image = rows["b.mp4"], rows["wide.jpg"]
+    assert (video["media_type"], video["width"], video["height"]) == ("video", 64, 96)
+    assert (video["start_seconds"], video["end_seconds"]) == (0.0, 33 / 25)
+    assert len(video["frame_timestamps_seconds"]) == video["grid_thw"][0] == 2
+    assert (video["level"], video["position"], video["decoder"]) == ("clip", 0, "pyav")
+    assert (image["media_type"], image["start_seconds"], image["grid_thw"][0]) == ("image", None, 1)
+    assert image["decoder"] == "pillow"
+    assert {row["model_id"] for row in rows.values()} == {"random:tiny"}
+    assert all(np.linalg.norm(row["embedding"]) == pytest.approx(1, abs=1e-5) for row in rows.values())
+
+
+def test_equal_files_share_a_vector_and_have_a_row_under_each_path(done: Path) -> None:
+    rows = [row for row in embeddings_of(done).to_pylist() if row["source_uri"].endswith("a.mp4")]
+    assert len({row["clip_id"] for row in rows}) == len(rows) == 2
+    assert rows[0]["source_id"] == rows[1]["source_id"]
+    assert rows[0]["embedding"] == rows[1]["embedding"]
+
+
+def test_a_second_run_does_nothing_new(corpus: Path, done: Path) -> None:
+    before = fragments_of(done)
+    summary = run(corpus, done)
+    assert fragments_of(done) == before
+    assert (summary.num_new_rows, summary.num_requests, summary.num_errors, summary.exit_code) == (0, 0, 2, 3)
+
+
+def test_a_lost_fragment_is_made_again_with_the_same_bytes(corpus: Path, done: Path) -> None:
+    fragment = next((done / "embeddings").glob("*.parquet"))
+    content = fragment.read_bytes()
+    fragment.unlink()
+    assert run(corpus, done).num_requests == 1
+    assert fragment.read_bytes() == content
+
+
+def test_an_added_file_is_the_only_work_of_the_next_run(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "media").symlink_to(corpus)
+    first = run(corpus / "a.mp4", tmp_path / "OUT")
+    before = fragments_of(tmp_path / "OUT")
+    config = Config(model="random:tiny")
+    second = embed([corpus / "a.mp4", corpus / "b.mp4"], tmp_path / "OUT", config=config, runner="local")
+    after = fragments_of(tmp_path / "OUT")
+    assert (first.num_clips, second.num_clips, second.num_requests) == (1, 2, 1)
+    assert all(after[name] == written for name, written in before.items() if name.startswith("embeddings"))
+
+
+def test_changed_bytes_under_a_path_get_their_own_row(tmp_path: Path) -> None:
+    video = make_video(tmp_path / "v.mp4", num_frames=10)
+    run(video, tmp_path / "OUT")
+    make_video(video, num_frames=12)
+    run(video, tmp_path / "OUT")
+    rows = embeddings_of(tmp_path / "OUT").to_pylist()
+    assert len({row["source_id"] for row in rows}) == len(rows) == 2
+    assert verify_output(OutputFolder(str(tmp_path / "OUT"))).ok
+
+
+def test_another_config_refuses_to_mix_and_names_the_key(corpus: Path, done: Path) -> None:
+    with pytest.raises(OutputMismatchError, match=r"frames.fps: null there, 1.0 now"):
+        run(corpus, done, frames={"fps": 1.0})
+
+
+def test_a_clip_does_not_depend_on_what_it_was_packed_with(corpus: Path, done: Path, tmp_path: Path) -> None:
+    run(corpus, tmp_path / "OUT", request={"max_patches": 1})
+    packed, alone = embeddings_of(done), embeddings_of(tmp_path / "OUT")
+    assert packed["clip_id"].equals(alone["clip_id"])
+    difference = np.stack(packed["embedding"].to_numpy()) - np.stack(alone["embedding"].to_numpy())
+    assert np.abs(difference).max() < 1e-6
+
+
+def test_a_request_over_the_encoders_budget_gives_the_same_rows(corpus: Path, done: Path, tmp_path: Path) -> None:
+    run(corpus, tmp_path / "OUT", encode={"max_patches": 50})
+    whole, chunked = embeddings_of(done), embeddings_of(tmp_path / "OUT")
+    difference = np.stack(whole["embedding"].to_numpy()) - np.stack(chunked["embedding"].to_numpy())
+    assert np.abs(difference).max() < 1e-6
+
+
+def test_the_order_of_the_sources_does_not_matter(corpus: Path, done: Path, tmp_path: Path) -> None:
+    files = sorted((path for path in corpus.rglob("*") if path.is_file()), reverse=True)
+    embed(files, tmp_path / "OUT", config=Config(model="random:tiny"), runner="local")
+    assert embeddings_of(done).equals(embeddings_of(tmp_path / "OUT"))
+
+
+@pytest.mark.parametrize(("level", "rows"), [("frame", 2), ("token", 2 * 4 * 6 // 4)])
+def test_levels_give_a_row_a_vector_with_its_position(corpus: Path, tmp_path: Path, level: str, rows: int) -> None:
+    output = {"level": level, "dtype": "float16", "deepstack": True, "normalize": False}
+    run(corpus / "b.mp4", tmp_path / "OUT", output=output)
+    table = embeddings_of(tmp_path / "OUT")
+    grid = table["grid_thw"][0].as_py()
+    assert table["position"].to_pylist() == list(range(rows if level == "frame" else np.prod(grid) // 4))
+    assert table.schema.field("embedding").type.value_type == "halffloat"
+    assert ("deepstack_0" in table.column_names) == (level == "token")
+    assert verify_output(OutputFolder(str(tmp_path / "OUT"))).ok
+
+
+@pytest.mark.parametrize("backend", ["pyav", "decord"])
+def test_both_video_backends_give_the_same_vectors_and_say_who_served(
+    corpus: Path, done: Path, tmp_path: Path, backend: str
+) -> None:
+    run(corpus, tmp_path / "OUT", decode={"video": backend})
+    expected, found = embeddings_of(done), embeddings_of(tmp_path / "OUT")
+    assert expected["embedding"].equals(found["embedding"])
+    videos = {row["decoder"] for row in found.to_pylist() if row["media_type"] == "video"}
+    assert videos == {backend}
+
+
+def test_a_file_that_changed_after_planning_is_an_error_row_and_new_content_next_time(tmp_path: Path) -> None:
+    video = make_video(tmp_path / "v.mp4", num_frames=10)
+    run(video, tmp_path / "OUT")
+    next((tmp_path / "OUT" / "embeddings").glob("*.parquet")).unlink()
+    make_image(tmp_path / "other.png").replace(video)
+    run(video, tmp_path / "OUT")
+    codes = errors_of(tmp_path / "OUT")["code"].to_pylist()
+    assert codes == ["changed_media"]
+    assert [row["media_type"] for row in embeddings_of(tmp_path / "OUT").to_pylist()] == ["image"]
+
+
+def test_sources_that_match_nothing_are_wrong_usage(tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        embed(tmp_path / "nothing.mp4", tmp_path / "OUT", model="random:tiny", runner="local")
