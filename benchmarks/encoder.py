@@ -22,7 +22,7 @@ from pipeline.stages.encode import Encode, encode_device, encode_dtype
 
 
 def peer_tower(spec: VisionSpec, weights: dict[str, torch.Tensor], device: torch.device, dtype: torch.dtype) -> Any:
-    """transformers' tower with our weights."""
+    """Transformers' tower with our weights."""
     from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
     from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 

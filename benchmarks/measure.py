@@ -88,8 +88,8 @@ def hardware() -> dict[str, Any]:
 def commit() -> str:
     """The checked-out commit, or `unknown` outside a checkout."""
     here = Path(__file__).resolve().parent
-    done = subprocess.run(  # noqa: S603
-        ["git", "rev-parse", "--short", "HEAD"],  # noqa: S607
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
         cwd=here,
         capture_output=True,
         text=True,

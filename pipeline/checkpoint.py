@@ -70,9 +70,10 @@ class VisionSpec:
         hidden, merged = self.hidden_size, self.hidden_size * self.merged_patches
         block = 4 * hidden * hidden + 2 * hidden * self.intermediate_size + 2 * patches_per_frame * hidden
         merger = (merged * merged + merged * self.out_hidden_size) * (1 + len(self.deepstack_visual_indexes))
-        return 2 * num_patches * (self.depth * block + self.patch_values * hidden) + 2 * (
-            num_patches // self.merged_patches
-        ) * merger
+        return (
+            2 * num_patches * (self.depth * block + self.patch_values * hidden)
+            + 2 * (num_patches // self.merged_patches) * merger
+        )
 
     @classmethod
     def from_config(cls, config: dict[str, Any], where: str) -> Self:
@@ -249,7 +250,9 @@ def resolve_model(model: str | None) -> Checkpoint:
 def _random_checkpoint(name: str) -> Checkpoint:
     size = name.removeprefix(RANDOM_PREFIX)
     if size not in _RANDOM:
-        raise ModelError(f"model {name}: random weights come as {', '.join(RANDOM_PREFIX + known for known in _RANDOM)}")
+        raise ModelError(
+            f"model {name}: random weights come as {', '.join(RANDOM_PREFIX + known for known in _RANDOM)}"
+        )
     revision = f"seed-{RANDOM_SEED}"
     return Checkpoint(
         model_id=name, revision=revision, folder=None, vision=_RANDOM[size], preprocessing=Preprocessing()
@@ -274,7 +277,10 @@ def _processor_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Both processors, from a file each (as the hub has them) or nested in processor_config.json."""
     nested = _read_json(folder / "processor_config.json") if (folder / "processor_config.json").exists() else {}
     found: list[dict[str, Any]] = []
-    for file, key in (("preprocessor_config.json", "image_processor"), ("video_preprocessor_config.json", "video_processor")):
+    for file, key in (
+        ("preprocessor_config.json", "image_processor"),
+        ("video_preprocessor_config.json", "video_processor"),
+    ):
         if (folder / file).exists():
             found.append(_read_json(folder / file))
         elif nested.get(key):

@@ -57,6 +57,7 @@ def make_video(
     gop: int = 12,
     options: Mapping[str, str] | None = None,
     rotation: int = 0,
+    matrix: tuple[int, int, int, int] | None = None,
     ticks: Sequence[int] | None = None,
     container: str | None = None,
     muxer_options: Mapping[str, str] | None = None,
@@ -68,6 +69,7 @@ def make_video(
     Args:
         ticks: when each frame is shown, in 1/fps seconds, increasing; None for an even rate.
         rotation: counterclockwise degrees that the container asks a player to turn the picture.
+        matrix: a, b, c, d of the display matrix, where `rotation` is not enough.
         is_seekable: False writes as into a pipe.
         hidden: packets of VP8, or of VP9 keyframes, that are marked as not to be shown.
     """
@@ -80,6 +82,9 @@ def make_video(
             stream.codec_context.gop_size = gop
             stream.codec_context.thread_count = 1
             stream.codec_context.time_base = Fraction(1, fps)
+            if matrix is not None:
+                a, b, c, d = (65_536 * value for value in matrix)
+                stream.set_display_matrix([a, b, 0, c, d, 0, 0, 0, 1 << 30])
             if rotation:
                 stream.set_display_rotation(rotation)
             for number, packet in enumerate(_encode(stream, num_frames, width, height, ticks)):

@@ -90,7 +90,10 @@ def _sandbox() -> str:
     from pipeline.media.sandbox import Sandbox
 
     config = Config()
-    with tempfile.NamedTemporaryFile(suffix=".png") as file, Sandbox(config.decode, config.images, config.limits) as box:
+    with (
+        tempfile.NamedTemporaryFile(suffix=".png") as file,
+        Sandbox(config.decode, config.images, config.limits) as box,
+    ):
         Image.new("RGB", (64, 48)).save(file, format="PNG")
         file.flush()
         info = box.probe(file.name)

@@ -93,7 +93,7 @@ class RayRunner:
             yield from receipts_of(table)
 
     def _pipeline(self, requests: Sequence[RequestPlan], job: Job) -> Dataset:
-        one_row = {"batch_format": "pyarrow", "batch_size": 1}
+        one_row: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": 1}
         plan = plan_table(requests)
         blocks = [plan.slice(row, 1) for row in range(plan.num_rows)]
         return (
@@ -105,7 +105,9 @@ class RayRunner:
                 compute=ActorPoolStrategy(min_size=1, max_size=min(self._decode_workers, len(blocks))),
                 **one_row,
             )
-            .map_batches(EncodeActor, fn_constructor_args=(job.config, job.model), **self._encode_placement(), **one_row)
+            .map_batches(
+                EncodeActor, fn_constructor_args=(job.config, job.model), **self._encode_placement(), **one_row
+            )
             .map_batches(
                 WriteActor,
                 fn_constructor_args=(job.target,),

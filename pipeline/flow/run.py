@@ -18,9 +18,9 @@ from pipeline.plan.clips import Recipe
 from pipeline.plan.planner import EMPTY_PLAN, Plan, make_plan, sources_of, sources_table
 from pipeline.plan.schema import Failure, RequestPlan, failures_of, plan_table, requests_of
 from pipeline.sink.atomic import remove_stale_temporaries
+from pipeline.sink.embeddings import RowSettings
 from pipeline.sink.fragments import count_rows, done_requests, read_table, write_table
 from pipeline.sink.output import Kind, OutputFolder
-from pipeline.sink.embeddings import RowSettings
 from pipeline.sink.run_record import (
     ModelIdentity,
     RunRecord,
@@ -204,9 +204,7 @@ class _Run:
 
     def _job(self) -> Job:
         output = self._config.output
-        settings = RowSettings(
-            model=self._model, config_hash=self._config_hash, level=output.level, dtype=output.dtype
-        )
+        settings = RowSettings(model=self._model, config_hash=self._config_hash, level=output.level, dtype=output.dtype)
         target = WriteTarget(output_uri=self._folder.uri, settings=settings)
         return Job(config=self._config, model=self._checkpoint.reference, target=target)
 

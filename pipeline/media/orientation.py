@@ -6,6 +6,7 @@ Source: FFmpeg libavutil/display.h (x' = a x + c y, y' = b x + d y).
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from av.sidedata.sidedata import Type
@@ -38,10 +39,10 @@ class Orientation:
 
 def orientation_of(frame: VideoFrame) -> Orientation:
     """What the frame's display matrix asks for; nothing if it has none."""
-    if Type.DISPLAYMATRIX.name not in frame.side_data:
+    side_data: Any = frame.side_data.get(Type.DISPLAYMATRIX.name)
+    if side_data is None:
         return Orientation()
-    matrix = np.frombuffer(frame.side_data[Type.DISPLAYMATRIX.name], np.int32)
-    a, b, _, c, d, *_ = (int(value) for value in matrix)
+    a, b, _, c, d, *_ = (int(value) for value in np.frombuffer(side_data, np.int32))
     if abs(b) + abs(c) > abs(a) + abs(d):
         return Orientation(swaps_axes=True, mirrors_rows=b < 0, mirrors_columns=c < 0)
     return Orientation(mirrors_rows=d < 0, mirrors_columns=a < 0)

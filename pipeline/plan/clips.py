@@ -66,6 +66,8 @@ def plan_clips(item: SourceItem, source_id: str, info: MediaInfo, recipe: Recipe
         item: where it lies, and the span that was asked for.
         source_id: what its bytes hash to.
         info: what its header says.
+        recipe: the checkpoint's numbers and the config.
+
     Raises: MediaError(ASPECT_RATIO) or MediaError(EMPTY_SPAN).
     """
     if info.media_type is MediaType.IMAGE:

@@ -75,7 +75,7 @@ class Clip:
 
     @property
     def num_patches(self) -> int:
-        """t * h * w."""
+        """T * h * w."""
         t, h, w = self.grid_thw
         return t * h * w
 
@@ -119,7 +119,7 @@ class RequestPlan:
 
     @property
     def patches_per_frame(self) -> int:
-        """h * w, which all clips share."""
+        """H * w, which all clips share."""
         return self.clips[0].grid_thw[1] * self.clips[0].grid_thw[2]
 
 

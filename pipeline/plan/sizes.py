@@ -99,9 +99,7 @@ def _fit(size: Size, factor: int, least: float, most: float, *, frames: int = 1,
         return _shrink(size, factor, most, frames)
     if pixels < least:
         beta = math.sqrt(least / (frames * height * width))
-        return Size(
-            height=math.ceil(height * beta / factor) * factor, width=math.ceil(width * beta / factor) * factor
-        )
+        return Size(height=math.ceil(height * beta / factor) * factor, width=math.ceil(width * beta / factor) * factor)
     return nearest
 
 

@@ -4,8 +4,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from pipeline.checkpoint import VisionSpec
+from pipeline.media.patchify import row_bytes
 from pipeline.plan.planner import Plan
-from pipeline.request.layout import row_bytes_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ def summarize(plan: Plan, vision: VisionSpec) -> PlanSummary:
         num_frames=sum(len(clip.frame_indices) for clip in clips),
         num_patches=sum(clip.num_patches for clip in clips),
         video_seconds=sum(clip.video_seconds for clip in clips),
-        device_bytes=sum(clip.num_patches * row_bytes_of(clip.media_type) for clip in clips),
+        device_bytes=sum(clip.num_patches * row_bytes(clip.media_type) for clip in clips),
         flops=sum(vision.flops(request.num_patches, request.patches_per_frame) for request in plan.requests),
         shapes=tuple(sorted(shapes, key=lambda shape: (-shape.num_patches, shape.media_type, shape.grid_h))),
     )

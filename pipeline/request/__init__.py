@@ -1,0 +1,1 @@
+"""What moves: one row, one block, one buffer, one transfer."""

@@ -58,8 +58,7 @@ def build_request(plan: RequestPlan, sandbox: Sandbox) -> pa.Table:
         decode_seconds=time.perf_counter() - started,
     )
     view = buffer.memory[planned.rows_start - meta.layout.rows_start :]
-    header = meta.layout.header()
-    view[: meta.layout.rows_start] = memoryview(header.view("u1"))
+    view[: meta.layout.rows_start] = meta.layout.header().tobytes()
     return wrap_request(meta, view[: meta.layout.num_bytes])
 
 

@@ -19,20 +19,13 @@ from numpy.typing import NDArray
 
 from pipeline.errors import RequestError
 from pipeline.media.container import MediaType
+from pipeline.media.patchify import row_bytes
 
 MAGIC = 0x50575251  # "PWRQ"
 VERSION = 1
 ALIGNMENT = 256
 FIXED_WORDS = 8
 WORD_BYTES = 4
-
-VIDEO_ROW_BYTES = 1536
-IMAGE_ROW_BYTES = 768
-
-
-def row_bytes_of(media_type: MediaType) -> int:
-    """Bytes of one patch row on the wire: an image's second frame is made on the device."""
-    return IMAGE_ROW_BYTES if media_type is MediaType.IMAGE else VIDEO_ROW_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +43,7 @@ class RequestLayout:
     @classmethod
     def of(cls, media_type: MediaType, grid_thw: Sequence[Sequence[int]]) -> Self:
         """The layout of clips of one media type with these grids."""
-        return cls(row_bytes=row_bytes_of(media_type), grid_thw=tuple((t, h, w) for t, h, w in grid_thw))
+        return cls(row_bytes=row_bytes(media_type), grid_thw=tuple((t, h, w) for t, h, w in grid_thw))
 
     @property
     def num_clips(self) -> int:

@@ -12,8 +12,8 @@ from pipeline.checkpoint import resolve_model
 from pipeline.config import Config
 from pipeline.device.results import to_host
 from pipeline.device.transfer import make_transfer
-from pipeline.encoder.encode import Encoder
 from pipeline.encoder.counts import num_vectors
+from pipeline.encoder.encode import Encoder
 from pipeline.request.table import META_SCHEMA, Request, unwrap_request
 from pipeline.stages.encoded import ENCODED_SCHEMA
 
@@ -74,7 +74,9 @@ class Encode:
         columns = {
             "vectors": _binary(result.vectors),
             "deepstack": pa.nulls(1, pa.large_binary()) if result.deepstack is None else _binary(result.deepstack),
-            "vector_counts": pa.array([[num_vectors(grid, self._output.level, merged_patches=merged) for grid in grid_thw]]),
+            "vector_counts": pa.array(
+                [[num_vectors(grid, self._output.level, merged_patches=merged) for grid in grid_thw]]
+            ),
             "vector_dim": pa.array([result.vectors.shape[-1]]),
             "num_deepstack": pa.array([0 if result.deepstack is None else result.deepstack.shape[1]]),
             "num_device_copies": pa.array([result.num_copies]),

@@ -95,7 +95,9 @@ def test_a_ring_that_ignores_its_event_is_caught_by_that_check(monkeypatch: pyte
         arrived.append(transfer(request).buffer)
     monkeypatch.undo()
     torch.cuda.synchronize()
-    equal = [np.array_equal(buffer.cpu().numpy(), request.buffer) for request, buffer in zip(requests, arrived)]
+    equal = [
+        np.array_equal(buffer.cpu().numpy(), request.buffer) for request, buffer in zip(requests, arrived, strict=True)
+    ]
     assert not all(equal)
 
 

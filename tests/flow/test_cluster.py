@@ -8,12 +8,12 @@ from ray.data.context import DataContext
 
 from actors.decode import DecodeActor
 from pipeline import Config, embed
+from pipeline.checkpoint import resolve_model
 from pipeline.errors import OutputError
 from pipeline.flow.cluster import RayRunner
 from pipeline.flow.runner import Job
 from pipeline.plan.clips import Recipe
 from pipeline.plan.planner import EMPTY_PLAN, make_plan
-from pipeline.checkpoint import resolve_model
 from pipeline.plan.schema import plan_table
 from pipeline.request.table import unwrap_request
 from pipeline.sink.embeddings import RowSettings
@@ -86,7 +86,12 @@ def test_a_request_reaches_its_consumer_inside_the_object_stores_mapping(corpus:
     rows = (
         ray.data.from_arrow([table.slice(row, 1) for row in range(table.num_rows)])
         .map_batches(
-            DecodeActor, fn_constructor_args=(CONFIG,), batch_format="pyarrow", batch_size=1, concurrency=1, num_cpus=0.5
+            DecodeActor,
+            fn_constructor_args=(CONFIG,),
+            batch_format="pyarrow",
+            batch_size=1,
+            concurrency=1,
+            num_cpus=0.5,
         )
         .map_batches(WhereIsIt, batch_format="pyarrow", batch_size=1, concurrency=1, num_cpus=0.5)
         .take_all()

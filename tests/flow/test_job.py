@@ -5,6 +5,8 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +32,8 @@ def free_port() -> int:
 def head(tmp_path: Path) -> Iterator[dict[str, str]]:
     """A one-node cluster with its job server, on loopback and free ports; ended by its own process group."""
     gcs, dashboard = free_port(), free_port()
+    # Ray's sockets lie in here, and a socket's path has at most 107 bytes.
+    temporary = tempfile.mkdtemp(prefix="pw-")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment |= {
         # Loopback alone: there is nobody to authenticate.
@@ -54,7 +58,7 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
         f"--ray-client-server-port={free_port()}",
         "--num-cpus=2",
         f"--object-store-memory={256 << 20}",
-        f"--temp-dir={tmp_path / 'ray'}",
+        f"--temp-dir={temporary}",
         "--disable-usage-stats",
     ]
     with (tmp_path / "head.log").open("wb") as log:
@@ -69,11 +73,10 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, 9)
                 process.wait()
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    import time
-
     for _ in range(600):
         with socket.socket() as probe:
             probe.settimeout(0.2)

@@ -141,6 +141,24 @@ def test_clips_of_one_file_read_its_index_once(made, monkeypatch):
     assert len(built) == 1
 
 
+@pytest.mark.parametrize("matrix", [(-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0), (0, -1, -1, 0)])
+def test_mirrored_video_is_shown_as_its_matrix_says_and_refused_to_decord(tmp_path, matrix):
+    path = make_video(tmp_path / "mirrored.mp4", num_frames=2, matrix=matrix)
+    stored = decode_plainly(make_video(tmp_path / "stored.mp4", num_frames=2))[0]
+    a, b, c, d = matrix
+    expected = np.zeros_like(stored if a else stored.transpose(1, 0, 2))
+    height, width = stored.shape[:2]
+    for y in range(height):
+        for x in range(width):  # negative coordinates count from the far side, as after the matrix's shift
+            column, row = a * x + c * y, b * x + d * y
+            expected[row - (b + d < 0), column - (a + c < 0)] = stored[y, x]
+    assert_equal_frames(read(path, [0]), [expected])
+    assert (probe(path).height, probe(path).width) == expected.shape[:2]
+    with pytest.raises(MediaError) as caught:
+        read(path, [0], backend="decord", num_source_frames=2)
+    assert caught.value.code is ErrorCode.UNSUPPORTED_MEDIA
+
+
 def test_repeated_index_gives_the_same_array(made):
     first, second = read(made("h264.mp4"), [3, 3])
     assert first is second

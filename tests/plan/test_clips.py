@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,7 +56,7 @@ def test_strided_clips_cover_the_video_in_order_without_overlap(num_frames: int,
     clips = plan_clips(make_item(), "id", info, make_recipe(clips=stride(seconds), frames={"min_frames": 1}))
     assert clips[0].start_seconds == 0.0
     assert clips[-1].end_seconds == pytest.approx(num_frames / fps)
-    for before, after in zip(clips, clips[1:]):
+    for before, after in itertools.pairwise(clips):
         assert before.end_seconds == after.start_seconds
         assert before.frame_indices[-1] < after.frame_indices[0]
     assert [clip.clip_index for clip in clips] == list(range(len(clips)))

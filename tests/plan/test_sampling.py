@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -37,7 +39,7 @@ def test_an_odd_count_repeats_its_last_frame_in_the_timestamps() -> None:
 def test_neighbouring_spans_hold_every_frame_once(num_frames: int, fps: float, cuts: list[float]) -> None:
     video = clock(num_frames, fps)
     edges = [0.0, *sorted(cuts), video.duration_seconds + 1]
-    frames = [frame for start, end in zip(edges, edges[1:]) for frame in video.frames_between(start, end)]
+    frames = [frame for start, end in itertools.pairwise(edges) for frame in video.frames_between(start, end)]
     assert frames == list(range(num_frames))
 
 

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -28,7 +30,7 @@ def test_rows_begin_aligned_behind_the_header_and_clips_follow_each_other(length
     assert layout.rows_start % ALIGNMENT == 0
     assert layout.rows_start >= 32 + 4 * len(lengths)
     ends = [layout.clip_offset(clip) for clip in range(len(lengths))] + [layout.num_bytes]
-    sizes = [after - before for before, after in zip(ends, ends[1:])]
+    sizes = [after - before for before, after in itertools.pairwise(ends)]
     assert sizes == [length * 24 * 768 for length in lengths]
 
 

@@ -69,7 +69,7 @@ def test_a_slice_of_a_larger_table_is_read_where_it_begins() -> None:
     metas = [make_meta(request_id=name) for name in ("first", "second")]
     buffers = [make_buffer(metas[0]), 255 - make_buffer(metas[1])]
     buffers[1][: metas[1].layout.rows_start] = metas[1].layout.header().view(np.uint8)
-    both = pa.concat_tables([wrap_request(*pair) for pair in zip(metas, buffers)]).combine_chunks()
+    both = pa.concat_tables([wrap_request(*pair) for pair in zip(metas, buffers, strict=True)]).combine_chunks()
     request = unwrap_request(both.slice(1, 1))
     assert request.meta.request_id == "second"
     assert np.array_equal(request.buffer, buffers[1])
