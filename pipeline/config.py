@@ -85,7 +85,8 @@ class DecodeConfig(Section):
     """How media are decoded. Every backend gives the same bytes."""
 
     video: Literal["auto", "pyav", "decord"] = Field(
-        default="auto", description="`auto` is PyAV with exact skipping, then decord if PyAV cannot open the file."
+        default="auto",
+        description="`auto` is PyAV with exact skipping, then decord where PyAV opened a file and got no frame.",
     )
     timeout_seconds: float = Field(
         default=30.0, gt=0, description="Deadline for one clip, in seconds, beside its share of the video's length."

@@ -194,6 +194,12 @@ def _cause(error: BaseException) -> PatchwireError:
 
 
 def _quiet_logging() -> None:
-    """Ray Data logs every operator's plan to the terminal; a run has its own progress."""
+    """Ray and Ray Data log what they do to the terminal; a run has its own progress.
+
+    The core worker's own complaint is about actors whose arguments lie in the object store, as Ray Data puts them
+    (ray issue 53727); its logs stay in the session's folder.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)

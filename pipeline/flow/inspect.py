@@ -13,11 +13,12 @@ from pipeline.errors import MediaError
 from pipeline.flow.local import LocalRunner
 from pipeline.flow.run import plan_only
 from pipeline.media.container import MediaType
+from pipeline.media.grid import MERGE_SIZE, NUM_CHANNELS, PATCH_SIZE
 from pipeline.plan.schema import Clip, Failure, RequestPlan, plan_table
 from pipeline.request.table import Request, unwrap_request
 from pipeline.stages.decode import Decode
 
-_PATCH, _TEMPORAL, _MERGE, _CHANNELS = 16, 2, 2, 3
+_TEMPORAL = 2  # frames of a patch row as the encoder sees it, images included
 _SHEET_COLUMNS = 6
 _SHEET_CELL = 256
 
@@ -59,10 +60,10 @@ class InspectedClip:
         """The resized frames that the patch rows were cut from: uint8 (2 * t, height, width, 3)."""
         t, h, w = self.clip.grid_thw
         blocks = self.patch_rows.reshape(
-            t, h // _MERGE, w // _MERGE, _MERGE, _MERGE, _CHANNELS, _TEMPORAL, _PATCH, _PATCH
+            t, h // MERGE_SIZE, w // MERGE_SIZE, MERGE_SIZE, MERGE_SIZE, NUM_CHANNELS, _TEMPORAL, PATCH_SIZE, PATCH_SIZE
         )
         ordered = blocks.transpose(0, 6, 1, 3, 7, 2, 4, 8, 5)
-        return ordered.reshape(t * _TEMPORAL, h * _PATCH, w * _PATCH, _CHANNELS)
+        return ordered.reshape(t * _TEMPORAL, h * PATCH_SIZE, w * PATCH_SIZE, NUM_CHANNELS)
 
 
 def inspect_media(source: str, config: Config) -> Iterator[InspectedClip]:
@@ -94,7 +95,7 @@ def _full_rows(request: Request) -> NDArray[np.uint8]:
     rows = request.buffer[layout.rows_start :].reshape(layout.num_patches, layout.row_bytes)
     if request.meta.media_type is MediaType.VIDEO:
         return rows
-    single = rows.reshape(layout.num_patches, _CHANNELS, 1, _PATCH * _PATCH)
+    single = rows.reshape(layout.num_patches, NUM_CHANNELS, 1, PATCH_SIZE * PATCH_SIZE)
     return np.repeat(single, _TEMPORAL, axis=2).reshape(layout.num_patches, -1)
 
 

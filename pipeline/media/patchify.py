@@ -13,28 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.media.container import MediaType
+from pipeline.media.grid import MERGE_SIZE, NUM_CHANNELS, PATCH_SIZE, temporal_size
 from pipeline.media.resize import resize_to_planes
 
-PATCH_SIZE = 16
-MERGE_SIZE = 2
-NUM_CHANNELS = 3
 _LINE = np.dtype("c16")  # any 16-byte type: it is only moved
-
-
-def temporal_size(media_type: MediaType) -> int:
-    """Frames that one row holds: 2 for a video, 1 for an image."""
-    return 2 if media_type is MediaType.VIDEO else 1
-
-
-def row_bytes(media_type: MediaType) -> int:
-    """Bytes of one patch row: 1,536 for a video, 768 for an image."""
-    return NUM_CHANNELS * temporal_size(media_type) * PATCH_SIZE * PATCH_SIZE
-
-
-def grid_of(media_type: MediaType, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
-    """(t, h, w) in patches. An odd number of frames counts its last one twice."""
-    frames_per_row = temporal_size(media_type)
-    return (num_frames + frames_per_row - 1) // frames_per_row, height // PATCH_SIZE, width // PATCH_SIZE
 
 
 def write_frame(planes: NDArray[np.uint8], rows: NDArray[np.uint8], slot: int) -> None:

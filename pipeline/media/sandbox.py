@@ -27,7 +27,7 @@ import pipeline.media
 from pipeline.config import DecodeConfig, ImagesConfig, LimitsConfig
 from pipeline.errors import ErrorCode, MediaError, RequestError, RunError, Stage
 from pipeline.media.container import ClipJob, ClipReport, MediaInfo, MediaType
-from pipeline.media.patchify import grid_of, row_bytes
+from pipeline.media.grid import grid_of, row_bytes
 from pipeline.media.protocol import receive_message, send_message
 from pipeline.media.shared_buffer import SharedBuffer
 

@@ -26,9 +26,10 @@ from pipeline.config import DecodeConfig, ImagesConfig, LimitsConfig
 from pipeline.errors import ErrorCode, MediaError
 from pipeline.media.container import ClipJob, ClipReport, MediaInfo, MediaType
 from pipeline.media.frames import open_frames
+from pipeline.media.grid import grid_of, row_bytes
 from pipeline.media.image import allow_pixels
 from pipeline.media.location import open_binary
-from pipeline.media.patchify import grid_of, row_bytes, write_clip
+from pipeline.media.patchify import write_clip
 from pipeline.media.probe import probe_media
 from pipeline.media.protocol import receive_message, send_message
 from pipeline.media.shared_buffer import map_window

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from pipeline.checkpoint import VisionSpec
-from pipeline.media.patchify import row_bytes
+from pipeline.media.grid import row_bytes
 from pipeline.plan.planner import Plan
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import RequestError
 from pipeline.media.container import MediaType
-from pipeline.media.patchify import row_bytes
+from pipeline.media.grid import row_bytes
 
 MAGIC = 0x50575251  # "PWRQ"
 VERSION = 1

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from pipeline.config import DecodeConfig, ImagesConfig, LimitsConfig
 from pipeline.media.container import ClipJob, MediaInfo, MediaType
 from pipeline.media.frames import open_frames
+from pipeline.media.grid import grid_of, row_bytes
 from pipeline.media.location import open_binary
-from pipeline.media.patchify import grid_of, row_bytes
 from pipeline.media.probe import probe_media
 from pipeline.media.sandbox import Sandbox, SharedBuffer
 from pipeline.media.video_pyav import IndexCache

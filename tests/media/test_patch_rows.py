@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from pipeline.media.container import MediaType
-from pipeline.media.patchify import grid_of, row_bytes, write_clip
+from pipeline.media.grid import grid_of, row_bytes
+from pipeline.media.patchify import write_clip
 from pipeline.media.resize import resize_to_planes
 from tests.media.helpers import evenly, make_job, probe, rows_of
 from tests.media_factory import decode_plainly, make_image, picture
