@@ -2,7 +2,6 @@
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +15,7 @@ from pipeline.device.transfer import PinnedTransfer
 from pipeline.media.container import MediaType
 from pipeline.request.table import unwrap_request
 from pipeline.stages.encode import Encode
+from tests.cuda import syncs_forbidden
 
 pytestmark = [
     pytest.mark.gpu,
@@ -34,21 +34,13 @@ def vectors_of(encoded: pa.Table) -> np.ndarray:
     return np.frombuffer(encoded["vectors"][0].as_py(), dtype=np.float32).reshape(-1, dim)
 
 
-@pytest.fixture
-def forbid_device_syncs() -> Iterator[None]:
-    torch.cuda.set_sync_debug_mode("error")
-    yield
-    torch.cuda.set_sync_debug_mode("default")
-
-
-def test_the_encode_stage_runs_with_device_syncs_forbidden(forbid_device_syncs: None) -> None:
-    torch.cuda.set_sync_debug_mode("default")
+def test_the_encode_stage_runs_with_device_syncs_forbidden() -> None:
     encode = stage()
     requests = [random_request((6, 8, 12), seed=1), random_request((5, 4, 4), MediaType.IMAGE, seed=2)]
     for request in requests:
         encode(request)
-    torch.cuda.set_sync_debug_mode("error")
-    encoded = [encode(request) for request in requests]
+    with syncs_forbidden():
+        encoded = [encode(request) for request in requests]
     assert [table["num_device_copies"][0].as_py() for table in encoded] == [1, 1]
 
 

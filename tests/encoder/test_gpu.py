@@ -1,8 +1,5 @@
 """What only a CUDA device can show, against the same code on the CPU, which other files hold to transformers."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -24,15 +21,6 @@ RECIPES = [Preprocessing(), Preprocessing(mean=(0.48, 0.46, 0.41), std=(0.27, 0.
 
 def make_cuda_encoder(dtype: torch.dtype, head_dim: int = 64, max_patches: int = 100_000, device=CUDA) -> Encoder:
     return Encoder(make_checkpoint(make_spec(head_dim)), device=device, dtype=dtype, max_patches=max_patches)
-
-
-@contextmanager
-def syncs_forbidden() -> Iterator[None]:
-    try:
-        torch.cuda.set_sync_debug_mode("error")
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=["half", "uneven"])
