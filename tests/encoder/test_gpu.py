@@ -9,8 +9,8 @@ from pipeline.encoder.attention import rotate
 from pipeline.encoder.encode import Encoder
 from pipeline.encoder.pixels import PixelNormalizer
 from pipeline.encoder.positions import PositionTables
-
-from .factories import CPU, MIXED_GRIDS, make_checkpoint, make_output, make_rows, make_spec, relative_error
+from tests.cuda import syncs_forbidden
+from tests.encoder.factories import CPU, MIXED_GRIDS, make_checkpoint, make_output, make_rows, make_spec, relative_error
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
