@@ -71,14 +71,19 @@ def inspect_media(source: str, config: Config) -> Iterator[InspectedClip]:
 
     Raises: MediaError for the first clip that a run would write an error row for.
     """
-    plan, _ = plan_only([source], config, LocalRunner())
+    with LocalRunner(config) as runner:
+        yield from inspect_with(runner, source, config)
+
+
+def inspect_with(runner: LocalRunner, source: str, config: Config) -> Iterator[InspectedClip]:
+    """As `inspect_media`, in a decoder process that is there already."""
+    plan, _ = plan_only([source], config, runner)
     _raise_first(plan.failures)
-    clips = sorted((clip for request in plan.requests for clip in request.clips), key=_place)
-    with Decode(config) as decode:
-        for clip in clips:
-            request = unwrap_request(decode(plan_table([RequestPlan.of([clip])])))
-            _raise_first(request.meta.failures)
-            yield InspectedClip(clip=clip, decoder=request.meta.decoders[0], patch_rows=_full_rows(request))
+    decode = Decode(config, runner.sandbox)
+    for clip in sorted((clip for request in plan.requests for clip in request.clips), key=_place):
+        request = unwrap_request(decode(plan_table([RequestPlan.of([clip])])))
+        _raise_first(request.meta.failures)
+        yield InspectedClip(clip=clip, decoder=request.meta.decoders[0], patch_rows=_full_rows(request))
 
 
 def _place(clip: Clip) -> tuple[str, int]:

@@ -6,6 +6,7 @@ from typing import Self
 
 from pipeline.config import Config
 from pipeline.flow.runner import Capacity, Job
+from pipeline.media.sandbox import Sandbox
 from pipeline.plan.probe import ProbeResult, items_table, results_of
 from pipeline.plan.schema import RequestPlan, plan_table
 from pipeline.sink.receipt import Receipt, receipts_of
@@ -16,10 +17,16 @@ from pipeline.stages.write import Write
 
 
 class LocalRunner:
-    """Runs the stages serially: the reference that the cluster is compared with, and the debugger's friend."""
+    """Runs the stages serially, with one decoder process for all of them.
+
+    The reference that the cluster is compared with, and the debugger's friend.
+    """
 
     name = "local"
     capacity = Capacity(decode=1, encode=1)
+
+    def __init__(self, config: Config) -> None:
+        self.sandbox = Sandbox(config.decode, config.images, config.limits)
 
     def __enter__(self) -> Self:
         return self
@@ -27,18 +34,17 @@ class LocalRunner:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Hold nothing between calls."""
+        self.sandbox.close()
 
     def probe(self, items: Sequence[SourceItem], config: Config) -> Iterator[ProbeResult]:
         """Read headers one by one."""
-        with Probe(config) as probe:
-            for item in items:
-                yield from results_of(probe(items_table([item])))
+        probe = Probe(config, self.sandbox)
+        for item in items:
+            yield from results_of(probe(items_table([item])))
 
     def run(self, requests: Sequence[RequestPlan], job: Job) -> Iterator[Receipt]:
         """Take each request the whole way before the next one begins."""
+        decode = Decode(job.config, self.sandbox)
         encode, write = Encode(job.config, job.model), Write(job.target)
-        with Decode(job.config) as decode:
-            for request in requests:
-                row = plan_table([request])
-                yield from receipts_of(write(encode(decode(row))))
+        for request in requests:
+            yield from receipts_of(write(encode(decode(plan_table([request])))))

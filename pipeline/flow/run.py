@@ -103,7 +103,7 @@ def make_runner(name: RunnerName, config: Config, address: str | None = None) ->
             raise UsageError("--address goes with --runner ray")
         from pipeline.flow.local import LocalRunner
 
-        return LocalRunner()
+        return LocalRunner(config)
     from pipeline.flow.cluster import RayRunner
 
     return RayRunner(config, address)

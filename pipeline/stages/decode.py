@@ -13,10 +13,14 @@ from pipeline.request.build import build_request
 
 
 class DecodingStage:
-    """A stage that owns a decoder process; a context manager, or closed by hand."""
+    """A stage with a decoder process: its own, or one that it shares and leaves open.
 
-    def __init__(self, config: Config) -> None:
-        self._sandbox = Sandbox(config.decode, config.images, config.limits)
+    A context manager, or closed by hand.
+    """
+
+    def __init__(self, config: Config, shared: Sandbox | None = None) -> None:
+        self._is_shared = shared is not None
+        self._sandbox = shared or Sandbox(config.decode, config.images, config.limits)
 
     def __enter__(self) -> Self:
         return self
@@ -27,15 +31,16 @@ class DecodingStage:
         self.close()
 
     def close(self) -> None:
-        """End the decoder process."""
-        self._sandbox.close()
+        """End the decoder process, if it is this stage's own."""
+        if not self._is_shared:
+            self._sandbox.close()
 
 
 class Probe(DecodingStage):
     """Reads headers and hashes contents."""
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
+    def __init__(self, config: Config, shared: Sandbox | None = None) -> None:
+        super().__init__(config, shared)
         self._with_times = config.frames.sampling == "time"
 
     def __call__(self, items: pa.Table) -> pa.Table:
