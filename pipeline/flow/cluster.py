@@ -13,6 +13,8 @@ then a view of the object store's mapping. Measured with Ray 2.60; the settings 
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -164,14 +166,15 @@ class RayRunner:
             if address and address != "local":
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
                 return
-            ray.init(
-                address="local",
-                num_cpus=settings.num_cpus,
-                object_store_memory=settings.object_store_bytes,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            with _native_stderr_muted():
+                ray.init(
+                    address="local",
+                    num_cpus=settings.num_cpus,
+                    object_store_memory=settings.object_store_bytes,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise RunError(f"ray at {address or 'local'}: {error}") from error
 
@@ -191,6 +194,19 @@ def _cause(error: BaseException) -> PatchwireError:
             return found
         found = getattr(found, "cause", None) or found.__cause__
     return RunError(f"ray: {error}")
+
+
+@contextmanager
+def _native_stderr_muted() -> Iterator[None]:
+    """Keep native start-up chatter off the terminal; what goes wrong comes as an exception."""
+    kept = os.dup(2)
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _quiet_logging() -> None:
