@@ -8,11 +8,12 @@ then a view of the object store's mapping. Measured with Ray 2.60; the settings 
 - eight requests in flight per encode actor: the executor polls every 100 ms, and two starve a fast GPU.
 - `max_errored_blocks` stays 0: it would drop rows. Bad media are rows already; anything else must stop the run.
 - `actor_init_retry_on_errors`: else a failing restart of an actor is fatal.
+- `raise_original_map_exception`: else an error of ours arrives as text inside one of Ray Data's.
 """
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -51,8 +52,9 @@ class RayRunner:
 
     name = "ray"
 
-    def __init__(self, config: Config, address: str | None = None) -> None:
+    def __init__(self, config: Config, address: str | None = None, attempts_uri: str | None = None) -> None:
         self._config = config
+        self._attempts_uri = attempts_uri
         self._address = address
         self._started_here = False
         self.capacity = Capacity(decode=1, encode=1)
@@ -73,14 +75,14 @@ class RayRunner:
         if self._started_here:
             ray.shutdown()
 
-    def probe(self, items: Sequence[SourceItem], config: Config) -> Iterator[ProbeResult]:
+    def probe(self, items: Sequence[SourceItem], config: Config) -> Generator[ProbeResult]:
         """Read headers in parallel, a block of sources a task."""
         blocks = [
             items_table(items[start : start + _SOURCES_PER_BLOCK]) for start in range(0, len(items), _SOURCES_PER_BLOCK)
         ]
         dataset = self._dataset(blocks).map_batches(
             ProbeActor,
-            fn_constructor_args=(config,),
+            fn_constructor_args=(config, self._attempts_uri),
             batch_format="pyarrow",
             batch_size=None,
             num_cpus=self._cores_per_decoder,
@@ -89,7 +91,7 @@ class RayRunner:
         for table in _tables(dataset):
             yield from results_of(table)
 
-    def run(self, requests: Sequence[RequestPlan], job: Job) -> Iterator[Receipt]:
+    def run(self, requests: Sequence[RequestPlan], job: Job) -> Generator[Receipt]:
         """Stream requests through the pools; a receipt for each as it has been written."""
         for table in _tables(self._pipeline(requests, job)):
             yield from receipts_of(table)
@@ -102,7 +104,7 @@ class RayRunner:
             self._dataset(blocks)
             .map_batches(
                 DecodeActor,
-                fn_constructor_args=(job.config,),
+                fn_constructor_args=(job.config, self._attempts_uri),
                 num_cpus=self._cores_per_decoder,
                 compute=ActorPoolStrategy(min_size=1, max_size=min(self._decode_workers, len(blocks))),
                 **one_row,
@@ -123,6 +125,7 @@ class RayRunner:
         context = DataContext.get_current()
         context.target_max_block_size = _BLOCK_BYTES
         context.actor_init_retry_on_errors = True
+        context.raise_original_map_exception = True
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         return ray.data.from_arrow(blocks)
