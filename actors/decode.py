@@ -9,8 +9,8 @@ from pipeline.stages.decode import Decode, Probe
 class ProbeActor:
     """Reads the headers of a block of sources."""
 
-    def __init__(self, config: Config) -> None:
-        self._stage = Probe(config)
+    def __init__(self, config: Config, attempts_uri: str | None = None) -> None:
+        self._stage = Probe(config, attempts_uri=attempts_uri)
 
     def __call__(self, items: pa.Table) -> pa.Table:
         """Rows of ITEM_SCHEMA to rows of PROBE_SCHEMA."""
@@ -20,8 +20,8 @@ class ProbeActor:
 class DecodeActor:
     """Turns one plan row into one request; its decoder process dies with it."""
 
-    def __init__(self, config: Config) -> None:
-        self._stage = Decode(config)
+    def __init__(self, config: Config, attempts_uri: str | None = None) -> None:
+        self._stage = Decode(config, attempts_uri=attempts_uri)
 
     def __call__(self, plan: pa.Table) -> pa.Table:
         """One row of PLAN_SCHEMA to one row of REQUEST_SCHEMA."""

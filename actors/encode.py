@@ -3,6 +3,7 @@
 import pyarrow as pa
 
 from pipeline.config import Config
+from pipeline.errors import PatchwireError
 from pipeline.stages.encode import Encode
 
 
@@ -10,12 +11,19 @@ class EncodeActor:
     """Encodes requests where they lie in the object store.
 
     Ray hands the block over as a view of its shared mapping; the stage never copies it on the CPU, and copies it
-    once on CUDA.
+    once on CUDA. A checkpoint that cannot be served is told by the first call: what a constructor raises, Ray tries
+    again and then hands on as text.
     """
 
     def __init__(self, config: Config, model: str) -> None:
-        self._stage = Encode(config, model)
+        self._refusal: PatchwireError | None = None
+        try:
+            self._stage = Encode(config, model)
+        except PatchwireError as error:
+            self._refusal = error
 
     def __call__(self, request: pa.Table) -> pa.Table:
         """One row of REQUEST_SCHEMA to one row of ENCODED_SCHEMA."""
+        if self._refusal is not None:
+            raise self._refusal
         return self._stage(request)

@@ -9,7 +9,7 @@ from ray.data.context import DataContext
 from actors.decode import DecodeActor
 from pipeline import Config, embed
 from pipeline.checkpoint import resolve_model
-from pipeline.errors import OutputError
+from pipeline.errors import ModelError, OutputError
 from pipeline.flow.cluster import RayRunner
 from pipeline.flow.runner import Job
 from pipeline.plan.clips import Recipe
@@ -23,6 +23,7 @@ from pipeline.sink.verify import verify_output
 from pipeline.sources.listing import list_sources
 from pipeline.stages.write import WriteTarget
 from tests.flow.tables import embeddings_of, errors_of, fragments_of
+from tests.test_checkpoint import write_checkpoint
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_node_ray")]
 
@@ -119,3 +120,9 @@ def test_an_error_in_an_actor_comes_out_as_itself(corpus: Path, tmp_path: Path) 
     with RayRunner(CONFIG) as runner, pytest.raises(OutputError):
         plan = make_plan(listing, EMPTY_PLAN, lambda items: runner.probe(items, CONFIG), recipe)
         list(runner.run(plan.requests, job))
+
+
+def test_weights_that_cannot_be_read_stop_the_run_with_their_own_error(corpus: Path, tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "model")
+    with pytest.raises(ModelError, match=r"model.safetensors: not a readable safetensors file"):
+        embed(corpus / "0.png", tmp_path / "OUT", model=str(model), runner="ray")
