@@ -1,9 +1,10 @@
 """What a manifest's rows lead to, and how far they may lead.
 
-The rule: a row that is a path may name files in the manifest's own folder and below, relative or absolute, links
-resolved. A row that is a URL may name any network store, because it opens nothing on this machine. Everything else
-(a path elsewhere, a scheme that reads local files, a chained URL, a path in a remote manifest) leaves the root: it
-becomes an `outside_root` error row, unless `sources.follow_outside` says that the manifest is trusted.
+The rule: a relative row stays in the manifest's own folder and below, links resolved, because that is what it claims.
+An absolute path in a local manifest says where it leads as plainly as an argument would, and is taken. A row that is a
+URL may name any network store, because it opens nothing on this machine. Everything else (a relative path that leaves,
+a scheme that reads local files, a chained URL, a path in a remote manifest) becomes an `outside_root` error row, unless
+`sources.follow_outside` says that the manifest is trusted.
 """
 
 import os
@@ -42,7 +43,8 @@ def list_local_manifest(path: bytes, config: SourcesConfig) -> Iterator[Found]:
         if local is None:
             remote.append(row)
             continue
-        escape = None if config.follow_outside else outside(local, root, _TRUST)
+        may_leave = config.follow_outside or _is_absolute(row.uri)
+        escape = None if may_leave else outside(local, root, _TRUST)
         yield escape or examine(local, row.start_seconds, row.end_seconds)
     yield from _examine_remote(remote, config)
 
@@ -84,6 +86,10 @@ def _local_target(uri: str, folder: bytes | None) -> bytes | None:
     if uri.startswith("/"):
         return absolute_path(os.fsencode(uri))
     return None if folder is None else absolute_path(os.path.join(folder, os.fsencode(uri)))  # noqa: PTH118
+
+
+def _is_absolute(uri: str) -> bool:
+    return has_scheme(uri) or uri.startswith("/")
 
 
 def _below(folder: str, name: str) -> str | None:
