@@ -1,0 +1,169 @@
+"""What does a second of video cost one core, from the file to patch rows?
+
+    python -m benchmarks.decode VIDEO... --repeats 5
+
+Every way samples the official frames (two a second) of the whole video at the official size, on one thread, in
+this process; CPU seconds count, not the clock. The peers do what their users run: all wanted frames from decord's
+get_batch or from a sequential PyAV decode, then resize, float32 normalisation and transformers' own patchify.
+`decode alone` is every frame decoded and nothing done with it: the floor that skipping frames can pass.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from torch.nn import functional
+
+from benchmarks.measure import print_record, print_table
+from pipeline.config import Config, DecodeConfig
+from pipeline.flow.local import LocalRunner
+from pipeline.flow.run import plan_only
+from pipeline.media.container import ClipJob
+from pipeline.media.frames import open_frames
+from pipeline.media.location import open_binary
+from pipeline.media.patchify import write_clip
+from pipeline.media.video_pyav import IndexCache
+from pipeline.plan.schema import Clip
+from pipeline.request.build import clip_job
+from pipeline.request.layout import RequestLayout
+
+
+def cpu_seconds(call: Callable[[], object], repeats: int) -> list[float]:
+    """CPU seconds of this process, children excluded, for each of several calls after one warm-up."""
+    call()
+    seconds = []
+    for _ in range(repeats):
+        started = time.process_time()
+        call()
+        seconds.append(time.process_time() - started)
+    return seconds
+
+
+def plan_clip(path: str, config: Config) -> Clip:
+    """The one clip of a whole video."""
+    with LocalRunner(config) as runner:
+        plan, _ = plan_only([path], config, runner)
+    ((clip,),) = [request.clips for request in plan.requests]
+    return clip
+
+
+def patchwire(clip: Clip, backend: str, config: Config) -> Callable[[], object]:
+    """What the decoder process does for a clip."""
+    job: ClipJob = clip_job(clip)
+    layout = RequestLayout.of(clip.media_type, [clip.grid_thw])
+    rows = np.empty((layout.num_patches, layout.row_bytes), dtype=np.uint8)
+    decode = DecodeConfig(video=backend)  # type: ignore[arg-type]
+
+    def run() -> None:
+        with open_binary(job.uri) as file:
+            frames = open_frames(job, file, decode, config.images, config.limits, IndexCache())
+            write_clip(frames.frames, rows, clip.media_type, clip.resized_height, clip.resized_width)
+
+    return run
+
+
+def official(frames: torch.Tensor, clip: Clip) -> torch.Tensor:
+    """What transformers' video processor does with sampled frames (T, H, W, 3): float32 patches."""
+    from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+
+    size = (clip.resized_height, clip.resized_width)
+    resized = functional.interpolate(frames.permute(0, 3, 1, 2), size, mode="bicubic", antialias=True)
+    pixels = (resized.float() - 127.5) / 127.5
+    processor = Qwen3VLVideoProcessor.__new__(Qwen3VLVideoProcessor)
+    rows, *_ = processor.patchify(pixels[None], patch_size=16, merge_size=2, temporal_patch_size=2)
+    return rows
+
+
+def decord_batch(clip: Clip) -> Callable[[], object]:
+    """Call decord's get_batch, as transformers and qwen-vl-utils call it."""
+    import decord
+
+    def run() -> None:
+        reader = decord.VideoReader(clip.source_uris[0], num_threads=1)
+        official(torch.from_numpy(reader.get_batch(list(clip.frame_indices)).asnumpy()), clip)
+
+    return run
+
+
+def pyav_sequential(clip: Clip) -> Callable[[], object]:
+    """Every frame decoded, the wanted ones kept: transformers' PyAV reader."""
+
+    def run() -> None:
+        wanted = set(clip.frame_indices)
+        frames = [frame.to_ndarray(format="rgb24") for place, frame in enumerate(decoded(clip)) if place in wanted]
+        official(torch.from_numpy(np.stack(frames)), clip)
+
+    return run
+
+
+def decoded(clip: Clip) -> Iterator[av.VideoFrame]:
+    """All frames of a video, one thread."""
+    with av.open(clip.source_uris[0], metadata_errors="ignore") as container:
+        stream = container.streams.best("video")
+        assert isinstance(stream, av.VideoStream)
+        stream.codec_context.thread_count = 1
+        yield from container.decode(stream)
+
+
+def decode_alone(clip: Clip) -> Callable[[], object]:
+    """The decoder's own work."""
+    return lambda: sum(1 for _ in decoded(clip))
+
+
+def main() -> None:
+    """Measure every way on every video."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("videos", nargs="+")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--max-tokens", type=int, help="bound on merged tokens a frame; default: official sizes")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    config = Config.from_values({"sizes": {"max_tokens_per_frame": arguments.max_tokens}})
+    results: list[dict[str, Any]] = []
+    for video in arguments.videos:
+        clip = plan_clip(video, config)
+        ways = {
+            "patchwire, pyav": patchwire(clip, "pyav", config),
+            "patchwire, decord": patchwire(clip, "decord", config),
+            "decord get_batch + transformers": decord_batch(clip),
+            "pyav sequential + transformers": pyav_sequential(clip),
+            "decode alone": decode_alone(clip),
+        }
+        for name, way in ways.items():
+            seconds = cpu_seconds(way, arguments.repeats)
+            median = statistics.median(seconds)
+            results.append(
+                {
+                    "video": Path(video).name,
+                    "size": f"{clip.width}x{clip.height} to {clip.resized_width}x{clip.resized_height}",
+                    "way": name,
+                    "cpu_ms_per_video_second": 1e3 * median / clip.video_seconds,
+                    "spread": (max(seconds) - min(seconds)) / median,
+                    "frames_per_core_second": len(clip.frame_indices) / median,
+                }
+            )
+    print_table(
+        ["video", "size", "way", "CPU-ms per second of video", "sampled frames per core-second", "spread"],
+        [
+            [
+                result["video"],
+                result["size"],
+                result["way"],
+                f"{result['cpu_ms_per_video_second']:.1f}",
+                f"{result['frames_per_core_second']:.1f}",
+                f"{result['spread']:.0%}",
+            ]
+            for result in results
+        ],
+    )
+    print_record("decode", vars(arguments), results)
+
+
+if __name__ == "__main__":
+    main()
