@@ -2,21 +2,27 @@
 
     python -m benchmarks.encoder --model random:2b --grid 64x28x28 --grid 32x30x52 --grid 8x28x28
 
+On CUDA the request lies in shared memory that stands in for Ray's object store, as in a run. `share of roof` counts
+the operations that were done, over the rate of a large bf16 product measured at the start; deepstack mergers, which
+pooled vectors do not need and transformers computes all the same, are not among them.
+
 Beside it transformers' tower as its users run it: float32 patches from pageable host memory, sdpa, mean over the
 clip's tokens. Both run the same weights on the same pixels; errors are against float32 on the same device.
 """
 
 import argparse
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
 
 from benchmarks.measure import as_values, matmul_rate, measure, print_record, print_table
-from benchmarks.requests import random_request
+from benchmarks.requests import StandInStore, make_store, parse_grid, random_request
 from pipeline.checkpoint import VisionSpec, resolve_model
 from pipeline.config import Config
-from pipeline.encoder.weights import load_tower
+from pipeline.encoder.counts import Grid
 from pipeline.request.table import unwrap_request
 from pipeline.stages.encode import Encode, encode_device, encode_dtype
 
@@ -54,37 +60,75 @@ def relative_error(found: np.ndarray, reference: np.ndarray) -> float:
     return float(np.linalg.norm(found.astype(np.float64) - reference) / np.linalg.norm(reference))
 
 
-def run(model: str, grid: tuple[int, int, int], repeats: int, roof: float) -> dict[str, Any]:
-    """Time and compare one tower on one request."""
-    config = Config(model=model)
-    device = encode_device(config)
-    dtype = encode_dtype(config, device)
-    encode, spec = Encode(config, model), resolve_model(model).vision
-    table = random_request(grid)
-    layout = unwrap_request(table).meta.layout
-    ours = measure(lambda: encode(table), repeats=repeats, device=device.type)
-    vector = np.frombuffer(encode(table)["vectors"][0].as_py(), dtype=np.float32)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Towers:
+    """One model's weights in the stage and in transformers' tower, and there in float32 too."""
 
-    rows = torch.from_numpy(unwrap_request(table).buffer[layout.rows_start :].copy()).view(layout.num_patches, -1)
+    model: str
+    device: torch.device
+    stage: Encode
+    peer: Any
+    exact_peer: Any
+
+    @classmethod
+    def of(cls, model: str) -> Self:
+        """Load all three."""
+        config = Config(model=model)
+        device = encode_device(config)
+        dtype = encode_dtype(config, device)
+        spec = resolve_model(model).vision
+        stage = Encode(config, model)
+        weights = {name: weight.cpu() for name, weight in stage._encoder._tower.state_dict().items()}
+        return cls(
+            model=model,
+            device=device,
+            stage=stage,
+            peer=peer_tower(spec, weights, device, dtype),
+            exact_peer=peer_tower(spec, weights, device, torch.float32),
+        )
+
+
+def run(towers: Towers, grid: Grid, repeats: int, roof: float, store: StandInStore | None) -> dict[str, Any]:
+    """Time and compare one model on one request."""
+    device = towers.device
+    table = random_request(grid) if store is None else store.request(grid)
+    request = unwrap_request(table)
+    layout, spec = request.meta.layout, resolve_model(towers.model).vision
+    ours = measure(lambda: towers.stage(table), repeats=repeats, device=device.type)
+    encoded = towers.stage(table)
+    vector = np.frombuffer(encoded["vectors"][0].as_py(), dtype=np.float32)
+
+    rows = torch.from_numpy(request.buffer[layout.rows_start :].copy()).view(layout.num_patches, -1)
     pixel_values = (rows.float() - 127.5) / 127.5
-    weights = load_tower(resolve_model(model), device=torch.device("cpu"), dtype=dtype).state_dict()
-    peer = peer_tower(spec, weights, device, dtype)
-    theirs = measure(lambda: peer_vector(peer, pixel_values, grid, device), repeats=repeats, device=device.type)
-    peer_result = peer_vector(peer, pixel_values, grid, device)
-    reference = peer_vector(peer_tower(spec, weights, device, torch.float32), pixel_values, grid, device)
+    theirs = measure(lambda: peer_vector(towers.peer, pixel_values, grid, device), repeats=repeats, device=device.type)
+    peer_result = peer_vector(towers.peer, pixel_values, grid, device)
+    reference = peer_vector(towers.exact_peer, pixel_values, grid, device)
 
-    flops = spec.flops(layout.num_patches, grid[1] * grid[2])
+    frame_patches = grid[1] * grid[2]
+    flops_done = replace(spec, deepstack_visual_indexes=()).flops(layout.num_patches, frame_patches)
+    flops_of_all = spec.flops(layout.num_patches, frame_patches)
     return {
-        "model": model,
+        "model": towers.model,
         "grid": "x".join(map(str, grid)),
         "patches": layout.num_patches,
         "ours": as_values(ours),
         "transformers": as_values(theirs),
         "times": theirs.median_seconds / ours.median_seconds,
-        "roof_share": flops / ours.median_seconds / roof,
+        "transfer": encoded["transfer"][0].as_py(),
+        "flops_done": flops_done,
+        "roof_share": flops_done / ours.median_seconds / roof,
+        "roof_share_with_deepstack": flops_of_all / ours.median_seconds / roof,
         "error": relative_error(vector, reference),
         "transformers_error": relative_error(peer_result, reference),
     }
+
+
+def run_model(
+    model: str, grids: Sequence[Grid], repeats: int, roof: float, store: StandInStore | None
+) -> list[dict[str, Any]]:
+    """Every grid on one model, whose towers are let go afterwards."""
+    towers = Towers.of(model)
+    return [run(towers, grid, repeats, roof, store) for grid in grids]
 
 
 def main() -> None:
@@ -98,10 +142,12 @@ def main() -> None:
 
     device = encode_device(Config())
     roof = matmul_rate(device.type, arguments.matmul)
+    grids = [parse_grid(grid) for grid in arguments.grid or ["64x28x28"]]
+    store = make_store(grids, device)
     results = [
-        run(model, (t, h, w), arguments.repeats, roof)
+        result
         for model in arguments.model or ["random:2b"]
-        for t, h, w in (map(int, grid.split("x")) for grid in arguments.grid or ["64x28x28"])
+        for result in run_model(model, grids, arguments.repeats, roof, store)
     ]
     print_table(
         ["model", "request", "patches", "Patchwire", "transformers", "times", "share of roof", "error", "theirs"],

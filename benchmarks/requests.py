@@ -1,19 +1,62 @@
 """Requests of random patch rows: what an encode actor receives, without decoding anything."""
 
+import mmap
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
+import torch
 
+from pipeline.encoder.counts import Grid
 from pipeline.media.container import MediaType
 from pipeline.plan.schema import Clip
 from pipeline.request.layout import RequestLayout
 from pipeline.request.table import RequestMeta, wrap_request
 
 
-def random_request(grid_thw: tuple[int, int, int], media_type: MediaType = MediaType.VIDEO, seed: int = 0) -> pa.Table:
-    """One clip of random pixels as a one-row request table."""
+class StandInStore:
+    """A shared mapping that looks like the one Ray keeps its objects in, with room for one request."""
+
+    def __init__(self, num_bytes: int) -> None:
+        path = Path("/dev/shm") / f"plasma-stand-in-{os.getpid()}"
+        with path.open("wb+") as file:
+            file.truncate(num_bytes)
+            self.memory = np.frombuffer(mmap.mmap(file.fileno(), num_bytes), dtype=np.uint8)
+        path.unlink()
+
+    def request(self, grid_thw: Grid, media_type: MediaType = MediaType.VIDEO, seed: int = 0) -> pa.Table:
+        """Overwrite what lies here with a new request."""
+        return random_request(grid_thw, media_type, seed, memory=self.memory)
+
+
+def parse_grid(text: str) -> Grid:
+    """A grid from TxHxW, in patches."""
+    t, h, w = map(int, text.split("x"))
+    return t, h, w
+
+
+def make_store(grids: Sequence[Grid], device: torch.device) -> StandInStore | None:
+    """Memory for the largest request; one for all, because a registered mapping must outlive its registration."""
+    if device.type == "cpu":
+        return None
+    return StandInStore(max(RequestLayout.of(MediaType.VIDEO, [grid]).num_bytes for grid in grids))
+
+
+def random_request(
+    grid_thw: Grid,
+    media_type: MediaType = MediaType.VIDEO,
+    seed: int = 0,
+    memory: np.ndarray | None = None,
+) -> pa.Table:
+    """One clip of random pixels as a one-row request table, in memory of its own or at the start of `memory`."""
     layout = RequestLayout.of(media_type, [grid_thw])
     buffer = np.random.default_rng(seed).integers(0, 256, layout.num_bytes, dtype=np.uint8)
     buffer[: layout.rows_start] = layout.header().view(np.uint8)
+    if memory is not None:
+        memory[: layout.num_bytes] = buffer
+        buffer = memory[: layout.num_bytes]
     meta = RequestMeta(
         request_id=f"random-{seed}",
         media_type=media_type,
@@ -25,7 +68,7 @@ def random_request(grid_thw: tuple[int, int, int], media_type: MediaType = Media
     return wrap_request(meta, buffer)
 
 
-def _clip(grid_thw: tuple[int, int, int], media_type: MediaType) -> Clip:
+def _clip(grid_thw: Grid, media_type: MediaType) -> Clip:
     t, h, w = grid_thw
     return Clip(
         clip_ids=("random",),

@@ -2,8 +2,9 @@
 
     python -m benchmarks.transfer --grid 64x28x28
 
-Compares, for one request of uint8 patch rows: a pageable copy, the pinned ring that serves by default, a copy from
-memory that is pinned already (the ceiling), and the float32 patches that transformers ships, pageable. `blocked` is
+Compares, for one request of uint8 patch rows: out of a registered mapping that stands in for Ray's object store, as
+encode actors do by default, the pinned ring that serves elsewhere, a pageable copy, a copy from memory that is pinned
+already (the ceiling), and the float32 patches that transformers ships, pageable. `blocked` is
 how long the call keeps its thread; `arrived` is until the bytes are on the device. On a CPU the stage makes no copy.
 """
 
@@ -15,9 +16,10 @@ from typing import Any
 import torch
 
 from benchmarks.measure import measure, print_record, print_table, synchronize
-from benchmarks.requests import random_request
+from benchmarks.requests import StandInStore, make_store, parse_grid, random_request
 from pipeline.config import Config
-from pipeline.device.transfer import host_tensor, make_transfer
+from pipeline.device.transfer import Transfer, host_tensor, make_transfer
+from pipeline.encoder.counts import Grid
 from pipeline.request.table import unwrap_request
 from pipeline.stages.encode import NUM_SLOTS, encode_device
 
@@ -33,14 +35,18 @@ def blocked_seconds(call: Callable[[], object], device: str, repeats: int) -> fl
     return sorted(seconds)[len(seconds) // 2]
 
 
-def ways(grid: tuple[int, int, int], device: torch.device) -> dict[str, tuple[int, Callable[[], object]]]:
+def ways(
+    grid: Grid, device: torch.device, stored: StandInStore | None, transfer: Transfer
+) -> dict[str, tuple[int, Callable[[], object]]]:
     """Each way by name, with the bytes it moves."""
     request = unwrap_request(random_request(grid))
-    transfer = make_transfer(device, NUM_SLOTS)
     pageable = host_tensor(request)
     found: dict[str, tuple[int, Callable[[], object]]] = {
-        "patchwire": (request.buffer.size, lambda: transfer(request)),
+        f"uint8, {transfer(request).way}": (request.buffer.size, lambda: transfer(request)),
     }
+    if stored is not None:
+        in_store = unwrap_request(stored.request(grid))
+        found[f"uint8, {transfer(in_store).way}"] = (in_store.buffer.size, lambda: transfer(in_store))
     if device.type == "cuda":
         pinned = pageable.pin_memory()
         floats = (pageable[request.meta.layout.rows_start :].float() - 127.5) / 127.5
@@ -58,14 +64,16 @@ def main() -> None:
     arguments = parser.parse_args()
     device = encode_device(Config())
     results: list[dict[str, Any]] = []
-    for grid in arguments.grid or ["64x28x28"]:
-        t, h, w = map(int, grid.split("x"))
-        for name, (num_bytes, call) in ways((t, h, w), device).items():
+    grids = [parse_grid(grid) for grid in arguments.grid or ["64x28x28"]]
+    stored = make_store(grids, device)
+    transfer = make_transfer(device, NUM_SLOTS, register_store=True)
+    for grid in grids:
+        for name, (num_bytes, call) in ways(grid, device, stored, transfer).items():
             arrived = measure(call, repeats=arguments.repeats, device=device.type)
             blocked = blocked_seconds(call, device.type, arguments.repeats)
             results.append(
                 {
-                    "grid": grid,
+                    "grid": "x".join(map(str, grid)),
                     "way": name,
                     "num_bytes": num_bytes,
                     "blocked_seconds": blocked,

@@ -1,22 +1,27 @@
-"""A request's buffer becomes one uint8 tensor on the encoder's device: ONE copy, asynchronous, from pinned memory.
+"""A request's buffer becomes one uint8 tensor on the encoder's device: ONE copy, asynchronous, from page-locked memory.
 
 Where a tensor lies is part of the contract: what comes in is host memory, what goes out is on `device`; there
 is no test of a class's name and no `.to()` of something that may already be there. On a CPU the tensor is a view
 of the request's own bytes and nothing is copied.
 
-Lifetimes on CUDA. The object-store bytes are copied into a pinned slot by the calling thread and are not needed
-afterwards. The slot is read by the copy engine until its event has completed, and is handed out again only
-then. The device tensor is used by the compute stream, which waits for the same event.
+Lifetimes on CUDA. Out of a registered object store (`store_mapping`) the copy engine reads the object itself: the
+request is held until the copy's event has completed. Else the bytes are first copied into a pinned slot by the calling
+thread, and are not needed afterwards; the slot is handed out again only when its event has completed. The device
+tensor is used by the compute stream, which waits for the same event.
 """
 
 import ctypes
 import threading
+from collections import deque
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 
+from pipeline.device.store_mapping import RegisteredStore
 from pipeline.request.table import Request
+
+Way = Literal["view", "registered", "ring"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,12 +29,14 @@ class Arrived:
     """A request on the device.
 
     `buffer` is uint8 (num_bytes,) on the device, ready for the current stream. `owner` keeps alive what the
-    tensor is a view of; drop it when the tensor has been used. `num_copies` counts host-to-device copies.
+    tensor is a view of; drop it when the tensor has been used. `num_copies` counts host-to-device copies, and
+    `way` says how they were made: `view` is none, `registered` out of the object store, `ring` through a slot.
     """
 
     buffer: torch.Tensor
     owner: object
     num_copies: int
+    way: Way
 
 
 class Transfer(Protocol):
@@ -39,10 +46,17 @@ class Transfer(Protocol):
         """Bring one request over."""
         ...
 
+    def reap(self) -> None:
+        """Let go of the requests whose copies have completed. Cost: no sync."""
+        ...
 
-def make_transfer(device: torch.device, num_slots: int) -> Transfer:
-    """The transfer for a device: a view on the CPU, a ring of `num_slots` pinned slots on CUDA."""
-    return HostTransfer() if device.type == "cpu" else PinnedTransfer(device, num_slots)
+
+def make_transfer(device: torch.device, num_slots: int, *, register_store: bool = False) -> Transfer:
+    """The transfer for a device: a view on the CPU; on CUDA a ring of `num_slots`, before it the registered store."""
+    if device.type == "cpu":
+        return HostTransfer()
+    ring = PinnedTransfer(device, num_slots)
+    return StoreTransfer(device, RegisteredStore(device), ring) if register_store else ring
 
 
 def host_tensor(request: Request) -> torch.Tensor:
@@ -60,7 +74,10 @@ class HostTransfer:
 
     def __call__(self, request: Request) -> Arrived:
         """Wrap the request's bytes. Cost: no copy."""
-        return Arrived(buffer=host_tensor(request), owner=request, num_copies=0)
+        return Arrived(buffer=host_tensor(request), owner=request, num_copies=0, way="view")
+
+    def reap(self) -> None:
+        """Nothing is held."""
 
 
 @dataclass(slots=True)
@@ -80,7 +97,6 @@ class PinnedTransfer:
     """
 
     def __init__(self, device: torch.device, num_slots: int) -> None:
-        self._device = device
         self._stream = torch.cuda.Stream(device)
         self._slots = [_Slot(pinned=torch.empty(0, dtype=torch.uint8)) for _ in range(num_slots)]
         self._next = 0
@@ -100,19 +116,62 @@ class PinnedTransfer:
             if slot.pinned.numel() < num_bytes:
                 slot.pinned = _pinned(num_bytes)
             slot.pinned[:num_bytes].copy_(host_tensor(request))
-            arrived = self._send(slot, num_bytes)
-        return Arrived(buffer=arrived, owner=None, num_copies=1)
+            arrived = _send(slot.pinned[:num_bytes], self._stream, slot.copied)
+        return Arrived(buffer=arrived, owner=None, num_copies=1, way="ring")
 
-    def _send(self, slot: _Slot, num_bytes: int) -> torch.Tensor:
-        compute = torch.cuda.current_stream(self._device)
-        with torch.cuda.stream(self._stream):
-            # Allocated on the copy stream, so no earlier use of the memory on another stream can overlap it.
-            arrived = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
-            arrived.copy_(slot.pinned[:num_bytes], non_blocking=True)
-            slot.copied.record(self._stream)
-        compute.wait_event(slot.copied)
-        arrived.record_stream(compute)
-        return arrived
+    def reap(self) -> None:
+        """Slots are this object's own: no request is held."""
+
+
+class StoreTransfer:
+    """One asynchronous copy a request, straight out of the registered object store.
+
+    Args:
+        device: a CUDA device.
+        store: which buffers the copy engine can read where they lie.
+        ring: takes over for all others.
+    """
+
+    def __init__(self, device: torch.device, store: RegisteredStore, ring: PinnedTransfer) -> None:
+        self._stream = torch.cuda.Stream(device)
+        self._store = store
+        self._ring = ring
+        self._under_way: deque[tuple[torch.cuda.Event, Request]] = deque()
+        self._lock = threading.Lock()
+
+    def __call__(self, request: Request) -> Arrived:
+        """Copy the request to the device, and hold it until that has been done.
+
+        Cost: one `non_blocking` host-to-device copy, no memcpy, no device sync; for a buffer that lies elsewhere, what
+        the ring costs.
+        """
+        self.reap()
+        if not self._store.covers(request.address, request.buffer.size):
+            return self._ring(request)
+        copied = torch.cuda.Event()
+        with self._lock:
+            arrived = _send(host_tensor(request), self._stream, copied)
+            self._under_way.append((copied, request))
+        return Arrived(buffer=arrived, owner=None, num_copies=1, way="registered")
+
+    def reap(self) -> None:
+        """Let go of requests whose copies have completed; they complete in the order in which they were queued."""
+        with self._lock:
+            while self._under_way and self._under_way[0][0].query():
+                self._under_way.popleft()
+
+
+def _send(source: torch.Tensor, stream: torch.cuda.Stream, copied: torch.cuda.Event) -> torch.Tensor:
+    """Copy page-locked memory to the stream's device; `copied` completes when it has been read."""
+    compute = torch.cuda.current_stream(stream.device)
+    with torch.cuda.stream(stream):
+        # Allocated on the copy stream, so no earlier use of the memory on another stream can overlap it.
+        arrived = torch.empty(source.numel(), dtype=torch.uint8, device=stream.device)
+        arrived.copy_(source, non_blocking=True)
+        copied.record(stream)
+    compute.wait_event(copied)
+    arrived.record_stream(compute)
+    return arrived
 
 
 def _pinned(num_bytes: int) -> torch.Tensor:

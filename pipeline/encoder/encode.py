@@ -3,13 +3,19 @@
 Everything between the bytes that arrived on the device and the vectors that leave it. The grids stay Python integers
 throughout, so nothing here waits for the device or copies to it: the caller can queue the next request at once.
 A request above `max_patches` runs in chunks of whole temporal patches. Attention never crosses one, so the vectors
-are the same, and memory is bounded by the chunk.
+are the same, and memory is bounded by the chunk. A chunk that does not fit into the device's memory after all is
+halved, and later ones are no larger than what fitted.
 
 Shapes: P = patches, F = temporal patches, O = out_hidden, K = deepstack taps.
 """
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from threading import Lock
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,10 +23,20 @@ from torch import Tensor
 from pipeline.checkpoint import Checkpoint, VisionSpec
 from pipeline.config import OutputConfig
 from pipeline.encoder.counts import Grid, num_patches, num_vectors, split_chunks
+from pipeline.encoder.graphs import FrameGraphs, FrameShape, bucket_of
+from pipeline.encoder.kernels import make_kernels
+from pipeline.encoder.memory import affordable_patches, peak_bytes
 from pipeline.encoder.pixels import PixelNormalizer
 from pipeline.encoder.pooling import OUTPUT_DTYPES, clip_means, finish, frame_means
 from pipeline.encoder.weights import load_tower
 from pipeline.errors import ModelError, RequestError
+
+_LOG = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+# Below this the host queues a request in more time than an H100 computes it (2B tower); 24 shapes cover a corpus of
+# a few frame sizes, and their shared memory is that of the largest.
+SMALL_PATCHES = 8192
+MAX_GRAPHS = 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -53,16 +69,36 @@ class Encoder:
         checkpoint: dimensions, recipe and where the weights are.
         device: where it runs; requests must already be there.
         dtype: arithmetic of the tower.
-        max_patches: patches of one forward pass.
+        max_patches: patches of one forward pass; None: what fits into the device's free memory.
+        max_graphs: CUDA graphs kept for small requests; 0 for none. The vectors are the same to the bit.
     Raises: ModelError when the weights do not fit the checkpoint's config.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, max_patches: int) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        max_patches: int | None = None,
+        max_graphs: int = MAX_GRAPHS,
+    ) -> None:
         self.spec = checkpoint.vision
         self._dtype = dtype
-        self._max_patches = max_patches
-        self._pixels = PixelNormalizer(checkpoint.vision, checkpoint.preprocessing).to(device)
+        self._pixels = PixelNormalizer(checkpoint.vision, checkpoint.preprocessing, make_kernels(device)).to(device)
         self._tower = load_tower(checkpoint, device=device, dtype=dtype)
+        self._max_patches = max_patches or affordable_patches(self.spec, dtype, device)
+        self._graphs: FrameGraphs | None = None
+        if device.type == "cuda":
+            self._graphs = FrameGraphs(
+                self._graph_means,
+                self._tower.hold,
+                device=device,
+                max_patches=min(SMALL_PATCHES, self._max_patches),
+                max_graphs=max_graphs,
+            )
+        # Queueing takes turns: recordings share their input, and may not see another thread's work begin.
+        self._lock = Lock()
         _set_kernels(device, dtype)
 
     @property
@@ -84,9 +120,10 @@ class Encoder:
         """
         self._check(patch_rows, grid_thw)
         with_deepstack = wants_deepstack(self.spec, output)
-        if output.level == "token":
-            return self._encode_tokens(patch_rows, grid_thw, output, with_deepstack)
-        return self._encode_means(patch_rows, grid_thw, output)
+        with self._lock:
+            if output.level == "token":
+                return self._encode_tokens(patch_rows, grid_thw, output, with_deepstack)
+            return self._encode_means(patch_rows, grid_thw, output)
 
     def _encode_tokens(
         self, patch_rows: Tensor, grid_thw: Sequence[Sequence[int]], output: OutputConfig, with_deepstack: bool
@@ -98,32 +135,82 @@ class Encoder:
         vectors = torch.empty((num_tokens, self.vector_dim), dtype=dtype, device=device)
         deepstack = torch.empty((num_tokens, num_taps, self.vector_dim), dtype=dtype, device=device)
         start = 0
-        for pixel_values, grids in self._chunks(patch_rows, grid_thw):
-            result = self._tower(pixel_values, grids, with_deepstack=with_deepstack)
-            stop = start + result.tokens.shape[0]
-            vectors[start:stop] = finish(result.tokens, output)
-            for tap, tokens in enumerate(result.deepstack):
-                deepstack[start:stop, tap] = finish(tokens, output)
+        work = partial(self._tokens, output=output, with_deepstack=with_deepstack)
+        for tokens, *taps in self._chunks(work, patch_rows, grid_thw):
+            stop = start + tokens.shape[0]
+            vectors[start:stop] = tokens
+            for tap, tap_tokens in enumerate(taps):
+                deepstack[start:stop, tap] = tap_tokens
             start = stop
         return Encoded(vectors=vectors, deepstack=deepstack if with_deepstack else None)
 
+    def _tokens(
+        self, patch_rows: Tensor, grids: list[Grid], output: OutputConfig, with_deepstack: bool
+    ) -> list[Tensor]:
+        result = self._tower(self._pixels(patch_rows, self._dtype), grids, with_deepstack=with_deepstack)
+        return [finish(tokens, output) for tokens in (result.tokens, *result.deepstack)]
+
     def _encode_means(self, patch_rows: Tensor, grid_thw: Sequence[Sequence[int]], output: OutputConfig) -> Encoded:
-        frames_FO = torch.cat(
-            [
-                frame_means(self._tower(pixel_values, grids).tokens, grids, self.spec.merged_patches)
-                for pixel_values, grids in self._chunks(patch_rows, grid_thw)
-            ]
-        )
+        frames_FO = torch.cat(list(self._chunks(self._means, patch_rows, grid_thw)))
         vectors = clip_means(frames_FO, grid_thw) if output.level == "clip" else frames_FO
         return Encoded(vectors=finish(vectors, output), deepstack=None)
 
-    def _chunks(self, patch_rows: Tensor, grid_thw: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, list[Grid]]]:
-        """Normalised rows (P, 1536) of each chunk with the grids they fall into."""
-        start = 0
-        for grids in split_chunks(grid_thw, self._max_patches):
+    def _means(self, patch_rows: Tensor, grids: list[Grid]) -> Tensor:
+        """Mean token of each temporal patch: float32 (F, O)."""
+        if self._graphs is not None and len({grid[1:] for grid in grids}) == 1:
+            num_frames, (_, height, width) = sum(grid[0] for grid in grids), grids[0]
+            shape = FrameShape(
+                row_bytes=patch_rows.shape[1], num_frames=bucket_of(num_frames), height=height, width=width
+            )
+            if self._graphs.fits(shape):
+                return self._graphs(patch_rows, shape)[:num_frames]
+        return self._plain_means(patch_rows, grids)
+
+    def _graph_means(self, patch_rows: Tensor, shape: FrameShape) -> Tensor:
+        return self._plain_means(patch_rows, [(shape.num_frames, shape.height, shape.width)])
+
+    def _plain_means(self, patch_rows: Tensor, grids: list[Grid]) -> Tensor:
+        tokens = self._tower(self._pixels(patch_rows, self._dtype), grids).tokens
+        return frame_means(tokens, grids, self.spec.merged_patches)
+
+    def _chunks(
+        self,
+        work: Callable[[Tensor, list[Grid]], _Result],
+        patch_rows: Tensor,
+        grid_thw: Sequence[Sequence[int]],
+    ) -> Iterator[_Result]:
+        """What `work` gives for each chunk of rows and the grids they fall into, in order."""
+        start, chunks = 0, deque(split_chunks(grid_thw, self._max_patches))
+        while chunks:
+            grids = chunks.popleft()
             stop = start + num_patches(grids)
-            yield self._pixels(patch_rows[start:stop], self._dtype), grids
+            result = self._fitting(work, patch_rows[start:stop], grids)
+            if result is None:
+                chunks.extendleft(reversed(self._halves(grids)))
+                continue
+            yield result
             start = stop
+
+    def _fitting(
+        self, work: Callable[[Tensor, list[Grid]], _Result], patch_rows: Tensor, grids: list[Grid]
+    ) -> _Result | None:
+        """`work`'s result, or None where the device has not the memory; nothing of the attempt is kept."""
+        try:
+            return work(patch_rows, grids)
+        except torch.OutOfMemoryError as error:
+            if sum(grid[0] for grid in grids) == 1:
+                needed = peak_bytes(self.spec, num_patches(grids), self._dtype, row_bytes=patch_rows.shape[1])
+                raise ModelError(
+                    f"one temporal patch of {grids[0][1]}x{grids[0][2]} patches does not fit into the device's memory: "
+                    f"it needs about {needed} bytes beside the weights; set sizes.max_tokens_per_frame"
+                ) from error
+            return None
+
+    def _halves(self, grids: list[Grid]) -> list[list[Grid]]:
+        half = max(num_patches(grids) // 2, max(height * width for _, height, width in grids))
+        self._max_patches = min(self._max_patches, half)
+        _LOG.warning("out_of_device_memory patches=%d now_at_most=%d", num_patches(grids), self._max_patches)
+        return list(split_chunks(grids, half))
 
     def _check(self, patch_rows: Tensor, grid_thw: Sequence[Sequence[int]]) -> None:
         widths = self._pixels.row_bytes
@@ -151,6 +238,6 @@ def _set_kernels(device: torch.device, dtype: torch.dtype) -> None:
         # TF32, where something else allowed it, keeps 10 of a factor's 23 bits.
         torch.set_float32_matmul_precision("highest")
     if device.type == "cuda":
-        # cuDNN's attention, the default on Hopper, plans 78 ms for each (frames, patches) it has not seen (torch
-        # 2.11, H100), and most requests are new. Flash needs no plan and costs a request at most a tenth more.
+        # Where attention is torch's (float32, or no Triton): cuDNN's, the default on Hopper, plans 78 ms for each
+        # (frames, patches) it has not seen (torch 2.11, H100), and most requests are new.
         torch.backends.cuda.enable_cudnn_sdp(False)

@@ -2,23 +2,26 @@
 
 One tower serves all families; they differ in its dimensions and in whether it has deepstack mergers. Attribute names
 are those of the checkpoints. The patch embedding is a matrix product: patches do not overlap, so the checkpoint's
-3-d convolution is one. For inference alone: the residual stream is updated in place, which saves a temporary of its
-size twice a block. Source: transformers 5.23 models/qwen3_vl and models/qwen3_5.
+3-d convolution is one. For inference alone: the residual stream is updated in place, by the products themselves, and
+without their biases: these are summed once a pass, in float32, and what reads the stream adds the sum of those that
+came before (`kernels` says why). Source: transformers 5.23 models/qwen3_vl and models/qwen3_5.
 
-Shapes: P = patches, D = hidden, M = 4 * D, E = head_dim, N = tokens (P / 4), O = out_hidden.
+Shapes: P = patches, D = hidden, M = 4 * D, E = head_dim, A = heads, N = tokens (P / 4), O = out_hidden.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.checkpoint import VisionSpec
-from pipeline.encoder.attention import Attention, FrameRun, frame_runs
-from pipeline.encoder.positions import PositionTables
+from pipeline.encoder.attention import FrameRun, frame_runs
+from pipeline.encoder.kernels import Kernels, TorchKernels
+from pipeline.encoder.positions import GridPositions, PositionTables
 
 _NORM_EPS = 1e-6
 
@@ -29,6 +32,18 @@ class TowerOutput:
 
     tokens: Tensor
     deepstack: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Place:
+    """Where the patches are: rotary angles, float32 (p, E / 2) with p dividing P, and runs of equal temporal patches.
+
+    One table serves every temporal patch where all have one (h, w).
+    """
+
+    cos: Tensor
+    sin: Tensor
+    runs: tuple[FrameRun, ...]
 
 
 class PatchEmbed(nn.Module):
@@ -44,18 +59,35 @@ class PatchEmbed(nn.Module):
         return hidden
 
 
+class Attention(nn.Module):
+    """Multi-head attention with one projection for queries, keys and values."""
+
+    def __init__(self, spec: VisionSpec, kernels: Kernels) -> None:
+        super().__init__()
+        self._kernels = kernels
+        self._heads = (3, spec.num_heads, spec.head_dim)
+        self.qkv = nn.Linear(spec.hidden_size, 3 * spec.hidden_size)
+        self.proj = nn.Linear(spec.hidden_size, spec.hidden_size)
+
+    def add_to(self, hidden_PD: Tensor, normed_PD: Tensor, place: Place) -> None:
+        """Add the result for `normed_PD`, but for the bias of `proj`, to `hidden_PD` in place."""
+        qkv_P3AE = self.qkv(normed_PD).view(-1, *self._heads)
+        self._kernels.rotate_(qkv_P3AE, place.cos, place.sin)
+        hidden_PD.addmm_(self._kernels.attend(qkv_P3AE, place.runs), self.proj.weight.t())
+
+
 class Mlp(nn.Module):
     """Two layers around a tanh-approximated GELU."""
 
-    def __init__(self, spec: VisionSpec) -> None:
+    def __init__(self, spec: VisionSpec, kernels: Kernels) -> None:
         super().__init__()
+        self._kernels = kernels
         self.linear_fc1 = nn.Linear(spec.hidden_size, spec.intermediate_size)
         self.linear_fc2 = nn.Linear(spec.intermediate_size, spec.hidden_size)
 
-    def forward(self, hidden_PD: Tensor) -> Tensor:
-        """Map (P, D) to (P, D)."""
-        output: Tensor = self.linear_fc2(functional.gelu(self.linear_fc1(hidden_PD), approximate="tanh"))
-        return output
+    def add_to(self, hidden_PD: Tensor, normed_PD: Tensor) -> None:
+        """Add the result for `normed_PD`, but for the bias of `linear_fc2`, to `hidden_PD` in place."""
+        hidden_PD.addmm_(self._kernels.linear_gelu(normed_PD, self.linear_fc1), self.linear_fc2.weight.t())
 
 
 class Merger(nn.Module):
@@ -64,18 +96,19 @@ class Merger(nn.Module):
     The main merger normalises each patch and then joins four; deepstack mergers join first. Its GELU is the exact one.
     """
 
-    def __init__(self, spec: VisionSpec, *, join_first: bool) -> None:
+    def __init__(self, spec: VisionSpec, kernels: Kernels, *, join_first: bool) -> None:
         super().__init__()
+        self._kernels = kernels
         self.merged_size = spec.hidden_size * spec.merged_patches
         self.join_first = join_first
         self.norm = nn.LayerNorm(self.merged_size if join_first else spec.hidden_size, eps=_NORM_EPS)
         self.linear_fc1 = nn.Linear(self.merged_size, self.merged_size)
         self.linear_fc2 = nn.Linear(self.merged_size, spec.out_hidden_size)
 
-    def forward(self, hidden_PD: Tensor) -> Tensor:
-        """Map (P, D) to (N, O)."""
+    def forward(self, hidden_PD: Tensor, offset_D: Tensor) -> Tensor:
+        """Map (P, D), to which float32 `offset_D` is still to be added, to (N, O)."""
         joined = hidden_PD.view(-1, self.merged_size) if self.join_first else hidden_PD
-        normed_NM = self.norm(joined).view(-1, self.merged_size)
+        normed_NM = self._kernels.layer_norm(joined, offset_D, self.norm).view(-1, self.merged_size)
         tokens_NO: Tensor = self.linear_fc2(functional.gelu(self.linear_fc1(normed_NM)))
         return tokens_NO
 
@@ -83,34 +116,40 @@ class Merger(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer block."""
 
-    def __init__(self, spec: VisionSpec) -> None:
+    def __init__(self, spec: VisionSpec, kernels: Kernels) -> None:
         super().__init__()
+        self._kernels = kernels
         self.norm1 = nn.LayerNorm(spec.hidden_size, eps=_NORM_EPS)
         self.norm2 = nn.LayerNorm(spec.hidden_size, eps=_NORM_EPS)
-        self.attn = Attention(spec.hidden_size, spec.num_heads)
-        self.mlp = Mlp(spec)
+        self.attn = Attention(spec, kernels)
+        self.mlp = Mlp(spec, kernels)
 
-    def forward(self, hidden_PD: Tensor, cos_PE: Tensor, sin_PE: Tensor, runs: Sequence[FrameRun]) -> Tensor:
-        """Update `hidden_PD` (P, D) in place and return it."""
-        hidden_PD += self.attn(self.norm1(hidden_PD), cos_PE, sin_PE, runs)
-        hidden_PD += self.mlp(self.norm2(hidden_PD))
-        return hidden_PD
+    @property
+    def stream_biases(self) -> tuple[Tensor, Tensor]:
+        """What attention and MLP leave out of their results, each (D,)."""
+        return self.attn.proj.bias, self.mlp.linear_fc2.bias
+
+    def add_to(self, hidden_PD: Tensor, offset_2D: Tensor, place: Place) -> None:
+        """Update `hidden_PD` (P, D) in place; float32 `offset_2D` is what it lacks before attention and MLP."""
+        self.attn.add_to(hidden_PD, self._kernels.layer_norm(hidden_PD, offset_2D[0], self.norm1), place)
+        self.mlp.add_to(hidden_PD, self._kernels.layer_norm(hidden_PD, offset_2D[1], self.norm2))
 
 
 class VisionTower(nn.Module):
     """The whole encoder, from normalised patch rows to tokens. `weights.load_tower` makes one that is ready."""
 
-    def __init__(self, spec: VisionSpec) -> None:
+    def __init__(self, spec: VisionSpec, kernels: Kernels | None = None) -> None:
         super().__init__()
+        kernels = kernels or TorchKernels()
         self.spec = spec
         self.patch_embed = PatchEmbed(spec)
         self.pos_embed = nn.Embedding(spec.num_position_embeddings, spec.hidden_size)
         self.positions = PositionTables(spec)
-        self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.depth))
-        self.merger = Merger(spec, join_first=False)
+        self.blocks = nn.ModuleList(Block(spec, kernels) for _ in range(spec.depth))
+        self.merger = Merger(spec, kernels, join_first=False)
         if spec.deepstack_visual_indexes:
             taps = spec.deepstack_visual_indexes
-            self.deepstack_merger_list = nn.ModuleList(Merger(spec, join_first=True) for _ in taps)
+            self.deepstack_merger_list = nn.ModuleList(Merger(spec, kernels, join_first=True) for _ in taps)
 
     def forward(
         self, pixel_values: Tensor, grid_thw: Sequence[Sequence[int]], *, with_deepstack: bool = False
@@ -121,28 +160,47 @@ class VisionTower(nn.Module):
             pixel_values: (P, 1536) in the tower's dtype, clip after clip, each in merge-block order.
             grid_thw: [[t, h, w], ...] in patches, Python ints; h and w are even, and P = sum(t * h * w).
             with_deepstack: compute the deepstack tokens too, at a merger's cost each.
-        Cost: no copy from the host and no sync. The peak is in the MLP: about 2 * P * (D + intermediate) elements.
+        Cost: no copy from the host and no sync; `memory.peak_bytes` says how much memory.
         """
         hidden_PD = self.patch_embed(pixel_values)
-        cos_PE, sin_PE = self._add_positions(hidden_PD, grid_thw)
-        runs = frame_runs(grid_thw)
+        place = self._add_positions(hidden_PD, grid_thw)
+        offsets = self._offsets()
         deepstack = []
-        for index, block in enumerate(self.blocks):
-            hidden_PD = block(hidden_PD, cos_PE, sin_PE, runs)
+        for index, block in enumerate(self._typed_blocks):
+            block.add_to(hidden_PD, offsets[2 * index : 2 * index + 2], place)
             if with_deepstack and index in self.spec.deepstack_visual_indexes:
                 tap = self.spec.deepstack_visual_indexes.index(index)
-                deepstack.append(self.deepstack_merger_list[tap](hidden_PD))
-        return TowerOutput(tokens=self.merger(hidden_PD), deepstack=tuple(deepstack))
+                deepstack.append(self.deepstack_merger_list[tap](hidden_PD, offsets[2 * index + 2]))
+        return TowerOutput(tokens=self.merger(hidden_PD, offsets[-1]), deepstack=tuple(deepstack))
 
-    def _add_positions(self, hidden_PD: Tensor, grid_thw: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Add the learned positions in place; return the rotary cos and sin of every patch, float32 (P, E / 2)."""
+    def hold(self, height: int, width: int) -> GridPositions:
+        """Make a grid's positions, or find them, to be kept by the caller for as long as a graph reads them."""
+        positions: GridPositions = self.positions(self.pos_embed.weight, height, width)
+        return positions
+
+    @property
+    def _typed_blocks(self) -> list[Block]:
+        return cast("list[Block]", self.blocks)
+
+    def _offsets(self) -> Tensor:
+        """Sum the biases that the stream lacks before each half block and at the end: float32 (2 * depth + 1, D)."""
+        biases = torch.stack([bias for block in self._typed_blocks for bias in block.stream_biases]).to(torch.float32)
+        return functional.pad(biases, (0, 0, 1, 0)).cumsum(0)
+
+    def _add_positions(self, hidden_PD: Tensor, grid_thw: Sequence[Sequence[int]]) -> Place:
+        """Add the learned positions in place; return where the patches are."""
         cosines, sines, start = [], [], 0
-        for (height, width), grids in groupby(grid_thw, key=lambda grid: (grid[1], grid[2])):
-            num_frames = sum(grid[0] for grid in grids)
-            positions = self.positions(self.pos_embed.weight, height, width)
+        groups = [
+            (shape, sum(grid[0] for grid in grids))
+            for shape, grids in groupby(grid_thw, key=lambda grid: (grid[1], grid[2]))
+        ]
+        for (height, width), num_frames in groups:
+            positions = self.hold(height, width)
             stop = start + num_frames * height * width
             hidden_PD[start:stop].view(num_frames, height * width, -1).add_(positions.learned)
-            cosines.append(positions.cos.expand(num_frames, -1, -1).flatten(0, 1))
-            sines.append(positions.sin.expand(num_frames, -1, -1).flatten(0, 1))
+            times = num_frames if len(groups) > 1 else 1
+            cosines.append(positions.cos.repeat(times, 1) if times > 1 else positions.cos)
+            sines.append(positions.sin.repeat(times, 1) if times > 1 else positions.sin)
             start = stop
-        return torch.cat(cosines), torch.cat(sines)
+        cos, sin = (tables[0] if len(groups) == 1 else torch.cat(tables) for tables in (cosines, sines))
+        return Place(cos=cos, sin=sin, runs=frame_runs(grid_thw))

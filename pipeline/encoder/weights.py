@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipeline.checkpoint import RANDOM_PREFIX, RANDOM_SEED, VISION_PREFIXES, Checkpoint, VisionSpec, weight_files
+from pipeline.encoder.kernels import make_kernels
 from pipeline.encoder.tower import VisionTower
 from pipeline.errors import ModelError
 
@@ -34,7 +35,7 @@ def load_tower(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dty
     Cost: one pass over the vision weights (0.8 GB for 2B, 1.2 GB for 8B) and their memory on the device.
     """
     with torch.device("meta"):
-        tower = VisionTower(checkpoint.vision)
+        tower = VisionTower(checkpoint.vision, make_kernels(device))
     shapes = {name: tuple(parameter.shape) for name, parameter in tower.state_dict().items()}
 
     def place(tensor: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ class _OnHost:
     vectors: torch.Tensor
     deepstack: torch.Tensor | None
     num_copies: int
+    way: str
 
 
 class Encode:
@@ -56,7 +57,8 @@ class Encode:
             torch.set_num_threads(config.encode.threads or os.cpu_count() or 1)
         checkpoint = resolve_model(model)
         self._output = config.output
-        self._transfer = make_transfer(device, num_slots=NUM_SLOTS)
+        register = config.encode.register_store == "auto"
+        self._transfer = make_transfer(device, num_slots=NUM_SLOTS, register_store=register)
         self._encoder = Encoder(
             checkpoint, device=device, dtype=encode_dtype(config, device), max_patches=config.encode.max_patches
         )
@@ -80,6 +82,7 @@ class Encode:
             "vector_dim": pa.array([result.vectors.shape[-1]]),
             "num_deepstack": pa.array([0 if result.deepstack is None else result.deepstack.shape[1]]),
             "num_device_copies": pa.array([result.num_copies]),
+            "transfer": pa.array([result.way]),
             "encode_seconds": pa.array([time.perf_counter() - started]),
         }
         arrays = {**dict(zip(META_SCHEMA.names, table.select(META_SCHEMA.names).columns, strict=True)), **columns}
@@ -90,15 +93,19 @@ class Encode:
         arrived = self._transfer(request)
         rows = arrived.buffer[layout.rows_start :].view(layout.num_patches, layout.row_bytes)
         encoded = self._encoder.encode(rows, request.meta.grid_thw, self._output)
-        return _OnHost(
+        on_host = _OnHost(
             vectors=to_host(encoded.vectors),
             deepstack=None if encoded.deepstack is None else to_host(encoded.deepstack),
             num_copies=arrived.num_copies,
+            way=arrived.way,
         )
+        # The vectors are here, so the request's bytes have been read: the object store may have them back.
+        self._transfer.reap()
+        return on_host
 
     def _nothing(self) -> _OnHost:
         """Every clip of the request failed to decode."""
-        return _OnHost(vectors=torch.empty(0, self._encoder.vector_dim), deepstack=None, num_copies=0)
+        return _OnHost(vectors=torch.empty(0, self._encoder.vector_dim), deepstack=None, num_copies=0, way="none")
 
 
 def _binary(values: torch.Tensor) -> pa.Array:

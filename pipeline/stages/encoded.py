@@ -13,6 +13,7 @@ ENCODED_SCHEMA = pa.schema(
         pa.field("vector_dim", pa.int32()),
         pa.field("num_deepstack", pa.int32()),
         pa.field("num_device_copies", pa.int64()),
+        pa.field("transfer", pa.string()),
         pa.field("encode_seconds", pa.float64()),
     ]
 )

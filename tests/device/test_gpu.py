@@ -1,7 +1,10 @@
 """What only a CUDA device can show: one copy a request, no device sync, and nothing overwritten too early."""
 
+import gc
 import threading
+import weakref
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -9,9 +12,10 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.requests import random_request
+from benchmarks.requests import StandInStore, random_request
 from pipeline.config import Config
-from pipeline.device.transfer import PinnedTransfer
+from pipeline.device.store_mapping import RegisteredStore
+from pipeline.device.transfer import PinnedTransfer, StoreTransfer
 from pipeline.media.container import MediaType
 from pipeline.request.table import unwrap_request
 from pipeline.stages.encode import Encode
@@ -42,8 +46,10 @@ def test_the_encode_stage_runs_with_device_syncs_forbidden() -> None:
     with syncs_forbidden():
         encoded = [encode(request) for request in requests]
     assert [table["num_device_copies"][0].as_py() for table in encoded] == [1, 1]
+    assert [table["transfer"][0].as_py() for table in encoded] == ["ring", "ring"]
 
 
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events:UserWarning")
 @pytest.mark.parametrize("max_patches", [65_536, 100])
 def test_the_profiler_counts_one_pinned_copy_in_and_no_device_sync(max_patches: int) -> None:
     encode = stage(max_patches=max_patches)
@@ -118,3 +124,107 @@ def test_two_threads_encode_their_own_requests() -> None:
         thread.join()
     for place, vector in enumerate(expected):
         assert np.array_equal(found[place], vector)
+
+
+@pytest.fixture
+def store() -> Iterator[StandInStore]:
+    yield StandInStore(num_bytes=8 << 20)
+
+
+def store_transfer() -> StoreTransfer:
+    device = torch.device("cuda")
+    return StoreTransfer(device, RegisteredStore(device), PinnedTransfer(device, num_slots=2))
+
+
+def delay(transfer: StoreTransfer | PinnedTransfer) -> None:
+    """Let what comes next on the copy stream wait some 20 ms."""
+    with torch.cuda.stream(transfer._stream):
+        torch.cuda._sleep(40_000_000)
+
+
+def test_a_request_in_the_store_is_copied_from_where_it_lies(store: StandInStore) -> None:
+    transfer = store_transfer()
+    request = unwrap_request(store.request((4, 8, 8), seed=1))
+    with syncs_forbidden():
+        transfer(request)
+        arrived = transfer(request)
+    assert (arrived.way, arrived.num_copies) == ("registered", 1)
+    assert np.array_equal(arrived.buffer.cpu().numpy(), request.buffer)
+    transfer._store.close()
+
+
+def test_a_request_elsewhere_goes_through_the_ring(store: StandInStore) -> None:
+    transfer = store_transfer()
+    transfer(unwrap_request(store.request((4, 8, 8))))
+    request = unwrap_request(random_request((4, 8, 8), seed=2))
+    arrived = transfer(request)
+    assert arrived.way == "ring"
+    assert np.array_equal(arrived.buffer.cpu().numpy(), request.buffer)
+    transfer._store.close()
+
+
+def test_a_store_that_cannot_be_registered_is_left_to_the_ring(store: StandInStore) -> None:
+    device = torch.device("cuda")
+    transfer = StoreTransfer(device, RegisteredStore(device, max_bytes=1000), PinnedTransfer(device, num_slots=2))
+    request = unwrap_request(store.request((4, 8, 8)))
+    assert [transfer(request).way for _ in range(2)] == ["ring", "ring"]
+
+
+def test_a_store_that_is_registered_already_serves_and_leaves_no_error(store: StandInStore) -> None:
+    first, second = store_transfer(), store_transfer()
+    request = unwrap_request(store.request((4, 8, 8)))
+    assert [transfer(request).way for transfer in (first, second)] == ["registered", "registered"]
+    assert torch.ones(3, device="cuda").sum().item() == 3
+    torch.cuda.synchronize()
+    first._store.close()
+
+
+def test_the_request_is_held_until_its_copy_has_completed_and_no_longer(store: StandInStore) -> None:
+    transfer = store_transfer()
+    transfer(unwrap_request(store.request((4, 8, 8))))
+    torch.cuda.synchronize()
+    request = unwrap_request(store.request((4, 8, 8), seed=3))
+    held = weakref.ref(request.buffer)
+    delay(transfer)
+    arrived = transfer(request)
+    expected = request.buffer.copy()
+    del request
+    gc.collect()
+    assert held() is not None, "let go while the copy engine was still to read it"
+    torch.cuda.synchronize()
+    transfer.reap()
+    gc.collect()
+    assert held() is None, "held after the copy"
+    assert np.array_equal(arrived.buffer.cpu().numpy(), expected)
+    transfer._store.close()
+
+
+def test_memory_given_back_too_early_is_caught_by_the_bytes_that_arrive(store: StandInStore) -> None:
+    transfer = store_transfer()
+    transfer(unwrap_request(store.request((4, 8, 8))))
+    torch.cuda.synchronize()
+    request = unwrap_request(store.request((4, 8, 8), seed=4))
+    expected = request.buffer.copy()
+    delay(transfer)
+    arrived = transfer(request)
+    transfer._under_way.clear()
+    store.request((4, 8, 8), seed=5)
+    assert not np.array_equal(arrived.buffer.cpu().numpy(), expected)
+    transfer._store.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events:UserWarning")
+def test_the_profiler_counts_one_pinned_copy_a_registered_request(store: StandInStore) -> None:
+    encode = stage()
+    request = store.request((6, 8, 12), seed=1)
+    expected = vectors_of(encode(request))
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
+        encoded = [encode(request) for _ in range(4)]
+    names = Counter(event.name for event in trace.events())
+    assert {name: count for name, count in names.items() if "Memcpy HtoD" in name} == {
+        "Memcpy HtoD (Pinned -> Device)": 4
+    }
+    assert names["cudaStreamSynchronize"] == 0
+    assert {table["transfer"][0].as_py() for table in encoded} == {"registered"}
+    assert all(np.array_equal(vectors_of(table), expected) for table in encoded)
+    encode._transfer._store.close()

@@ -8,6 +8,7 @@ from pipeline.checkpoint import Checkpoint, Preprocessing, VisionSpec
 from pipeline.config import OutputConfig
 from pipeline.encoder.counts import num_patches
 from pipeline.encoder.encode import Encoder
+from pipeline.encoder.kernels import Kernels
 from pipeline.encoder.tower import VisionTower
 
 CPU = torch.device("cpu")
@@ -96,11 +97,11 @@ def vision_config(spec: VisionSpec) -> dict[str, object]:
     return config
 
 
-def tower_like(model: torch.nn.Module, spec: VisionSpec) -> VisionTower:
+def tower_like(model: torch.nn.Module, spec: VisionSpec, kernels: Kernels | None = None) -> VisionTower:
     """Our tower with an official model's weights."""
     state = dict(model.state_dict())
     state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].flatten(1)
-    tower = VisionTower(spec).to(state["pos_embed.weight"].dtype)
+    tower = VisionTower(spec, kernels).to(state["pos_embed.weight"].dtype)
     # Likewise: `load_tower` keeps the frequencies in float32.
     tower.positions = VisionTower(spec).positions
     tower.load_state_dict(state)

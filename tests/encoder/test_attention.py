@@ -30,7 +30,7 @@ def test_neighbours_of_equal_area_share_a_run():
 def test_attention_stays_inside_each_temporal_patch(grids):
     lengths = [h * w for t, h, w in grids for _ in range(t)]
     query, key, value = (heads(sum(lengths), seed) for seed in range(3))
-    output = attend(query, key, value, frame_runs(grids))
+    output = attend(torch.stack([query, key, value], dim=1), frame_runs(grids))
     assert torch.allclose(output, naive_attention(query, key, value, lengths), atol=1e-5)
 
 

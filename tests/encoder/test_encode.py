@@ -159,3 +159,37 @@ def test_a_bfloat16_encoder_is_close_to_the_float32_one():
     encoder = Encoder(make_checkpoint(), device=CPU, dtype=torch.bfloat16, max_patches=1000)
     rounded = encoder.encode(rows, MIXED_GRIDS, output).vectors
     assert (exact * rounded).sum(-1).min() > 0.999
+
+
+class RefusesAbove:
+    """Stands for a device whose memory holds so many patches, in front of a real tower."""
+
+    def __init__(self, tower: torch.nn.Module, max_patches: int) -> None:
+        self.tower, self.max_patches, self.sizes = tower, max_patches, []
+
+    def __call__(self, pixel_values, grids, **settings):
+        self.sizes.append(pixel_values.shape[0])
+        if pixel_values.shape[0] > self.max_patches:
+            raise torch.OutOfMemoryError("no memory left")
+        return self.tower(pixel_values, grids, **settings)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_out_of_device_memory_halves_the_chunk_and_loses_nothing(level):
+    rows, output = make_rows(MIXED_GRIDS), make_output(level, deepstack=True)
+    whole = make_encoder().encode(rows, MIXED_GRIDS, output)
+    encoder = make_encoder()
+    encoder._tower = RefusesAbove(encoder._tower, 110)
+    halved = encoder.encode(rows, MIXED_GRIDS, output)
+    assert max(encoder._tower.sizes) > 110
+    assert relative_error(halved.vectors, whole.vectors) <= 1e-6
+    encoder._tower.sizes.clear()
+    encoder.encode(rows, MIXED_GRIDS, output)
+    assert max(encoder._tower.sizes) <= 110, "what did not fit once is not tried again"
+
+
+def test_a_temporal_patch_that_does_not_fit_alone_is_an_error():
+    encoder = make_encoder()
+    encoder._tower = RefusesAbove(encoder._tower, 50)
+    with pytest.raises(ModelError, match=r"10x10 patches does not fit .*max_tokens_per_frame"):
+        encoder.encode(make_rows([(1, 10, 10)]), [(1, 10, 10)], make_output())

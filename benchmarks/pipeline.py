@@ -1,0 +1,118 @@
+"""How much of the encoder's own rate is left through Ray, when decoding is not what bounds it?
+
+    python -m benchmarks.pipeline --model random:2b --grid 64x28x28 --requests 150
+
+Producers hand out ready requests as decode actors would, and the encode actor takes them from the object store with the
+placement of a run. Beside it the same stage called in a loop, in this process, without Ray. Seconds a request are
+taken between results, the first `--warmup` left out; `busy` is the time in encode calls over the time between results,
+and two calls overlap on a GPU.
+"""
+
+import argparse
+import statistics
+import time
+from typing import Any
+
+import pyarrow as pa
+from ray.data import ActorPoolStrategy
+
+from actors.encode import EncodeActor
+from benchmarks.measure import measure, print_record, print_table
+from benchmarks.requests import make_store, parse_grid, random_request
+from pipeline.config import Config, load_config
+from pipeline.encoder.counts import Grid
+from pipeline.flow.cluster import RayRunner
+from pipeline.stages.encode import Encode, encode_device
+
+
+class Producer:
+    """Copies one ready request into the object store for each row it is given."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._request = random_request(grid)
+
+    def __call__(self, _: pa.Table) -> pa.Table:
+        """One row in, one request out."""
+        return self._request
+
+
+def alone(config: Config, model: str, grid: Grid, repeats: int) -> dict[str, Any]:
+    """Seconds a request of the stage without Ray, from memory like the object store's."""
+    device = encode_device(config)
+    store = make_store([grid], device)
+    table = random_request(grid) if store is None else store.request(grid)
+    stage = Encode(config, model)
+    timing = measure(lambda: stage(table), repeats=repeats, device=device.type)
+    return {"way": "stage alone", "transfer": [stage(table)["transfer"][0].as_py()], "seconds": timing.median_seconds}
+
+
+def through_ray(config: Config, model: str, grid: Grid, num_requests: int, warmup: int) -> dict[str, Any]:
+    """Seconds a request between results of the encode actor, from a stream of ready requests."""
+    with RayRunner(config) as runner:
+        blocks = [pa.table({"number": [number]}) for number in range(num_requests)]
+        dataset = (
+            runner._dataset(blocks)
+            .map_batches(
+                Producer,
+                fn_constructor_args=(grid,),
+                batch_format="pyarrow",
+                batch_size=1,
+                num_cpus=runner._cores_per_decoder,
+                compute=ActorPoolStrategy(min_size=1, max_size=min(6, runner._decode_workers)),
+            )
+            .map_batches(
+                EncodeActor,
+                fn_constructor_args=(config, model),
+                batch_format="pyarrow",
+                batch_size=1,
+                **runner._encode_placement(),
+            )
+        )
+        arrivals, encodes, ways = [], [], set()
+        for table in dataset.iter_batches(batch_format="pyarrow", batch_size=None):
+            arrivals += [time.perf_counter()] * table.num_rows
+            encodes += table["encode_seconds"].to_pylist()
+            ways |= set(table["transfer"].to_pylist())
+    assert len(arrivals) == num_requests, "requests were lost or came twice"
+    elapsed = arrivals[-1] - arrivals[warmup - 1]
+    return {
+        "way": "through Ray",
+        "transfer": sorted(ways),
+        "seconds": elapsed / (num_requests - warmup),
+        "busy": sum(encodes[warmup:]) / elapsed if elapsed else 0.0,
+        "encode_seconds": statistics.median(encodes[warmup:]),
+    }
+
+
+def main() -> None:
+    """Measure both and compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="random:2b")
+    parser.add_argument("--grid", default="64x28x28", help="TxHxW in patches")
+    parser.add_argument("--requests", type=int, default=150)
+    parser.add_argument("--warmup", type=int, default=30)
+    parser.add_argument("--set", action="append", default=[], dest="settings", help="section.key=value of the config")
+    arguments = parser.parse_args()
+    config = load_config(None, arguments.settings, arguments.model)
+    grid = parse_grid(arguments.grid)
+    streamed = through_ray(config, arguments.model, grid, arguments.requests, arguments.warmup)
+    single = alone(config, arguments.model, grid, repeats=max(2, arguments.requests // 5))
+    results = [{**result, "of_alone": single["seconds"] / result["seconds"]} for result in (single, streamed)]
+    print_table(
+        ["way", "transfer", "ms a request", "of the stage alone", "busy"],
+        [
+            [
+                result["way"],
+                ", ".join(result["transfer"]),
+                f"{result['seconds'] * 1e3:.1f}",
+                f"{result['of_alone']:.2f}",
+                f"{result['busy']:.0%}" if "busy" in result else "",
+            ]
+            for result in results
+        ],
+    )
+    print_record("pipeline", vars(arguments), results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""How much device memory a request takes, from its grids alone.
+
+Everything the encoder allocates is a multiple of the patches in one forward pass, so the peak is a sum of widths. It is
+checked against the allocator by a test. Attention needs no memory of its own: its scores never leave the chip.
+"""
+
+import torch
+
+from pipeline.checkpoint import VisionSpec
+
+_SHARE_OF_FREE = 0.4  # two requests may be under way, and another's bytes arriving
+_MOST_PATCHES = 65_536  # beyond that a pass is no faster
+
+
+def bytes_per_patch(spec: VisionSpec, dtype: torch.dtype, *, row_bytes: int | None = None) -> int:
+    """Device bytes of one patch at the peak of a forward pass, its row included; weights are apart.
+
+    Args:
+        spec: the tower's dimensions.
+        dtype: its arithmetic.
+        row_bytes: of the request's media; None means video, the larger.
+    """
+    hidden = spec.hidden_size
+    attention = (1 + 3 + 1) * hidden  # normalised, qkv, result
+    mlp = hidden + spec.intermediate_size * (1 if dtype == torch.bfloat16 else 2)
+    values = spec.patch_values + hidden + max(attention, mlp)
+    return (row_bytes or spec.patch_values) + values * dtype.itemsize
+
+
+def peak_bytes(spec: VisionSpec, num_patches: int, dtype: torch.dtype, *, row_bytes: int | None = None) -> int:
+    """Device bytes that one forward pass over `num_patches` patches needs beside the weights, on CUDA."""
+    return num_patches * bytes_per_patch(spec, dtype, row_bytes=row_bytes)
+
+
+def affordable_patches(spec: VisionSpec, dtype: torch.dtype, device: torch.device) -> int:
+    """Patches of one forward pass that fit into what is free on a device now, with room for a second request.
+
+    Cost: one question to the driver on CUDA. On a CPU a fixed number.
+    """
+    if device.type != "cuda":
+        return _MOST_PATCHES
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(1, min(_MOST_PATCHES, int(free * _SHARE_OF_FREE) // bytes_per_patch(spec, dtype)))

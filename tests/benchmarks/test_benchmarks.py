@@ -1,0 +1,47 @@
+"""Every benchmark runs from end to end on a CPU, as small as it can be: a table, and one JSON line at the end."""
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import encoder, pipeline, transfer
+
+
+def run(
+    main: object, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> dict:
+    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
+    main()  # type: ignore[operator]
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert lines[0].startswith("| ")
+    record = json.loads(lines[-1])
+    assert {"benchmark", "hardware", "versions", "commit", "config", "results"} <= record.keys()
+    return record
+
+
+def test_the_encoder_is_as_exact_as_transformers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model", "random:tiny", "--grid", "2x4x4", "--grid", "1x4x6", "--repeats", "1", "--matmul", "64"]
+    results = run(encoder.main, arguments, monkeypatch, capsys)["results"]
+    assert [result["grid"] for result in results] == ["2x4x4", "1x4x6"]
+    assert all(result["error"] < 1e-5 for result in results)
+    assert all(result["transfer"] == "view" for result in results)
+
+
+def test_a_transfer_on_the_cpu_is_a_view(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    record = run(transfer.main, ["--grid", "2x4x4", "--repeats", "2"], monkeypatch, capsys)
+    assert [result["way"] for result in record["results"]] == ["uint8, view"]
+
+
+@pytest.mark.ray
+def test_every_request_comes_through_ray_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    settings = ["--set", "ray.num_cpus=2", "--set", "ray.object_store_bytes=100000000"]
+    sizes = ["--model", "random:tiny", "--grid", "2x4x4", "--requests", "5", "--warmup", "2"]
+    results = run(pipeline.main, [*sizes, *settings], monkeypatch, capsys)["results"]
+    assert [result["way"] for result in results] == ["stage alone", "through Ray"]
+    assert results[1]["seconds"] > 0

@@ -1,0 +1,34 @@
+import pytest
+import torch
+
+from pipeline.encoder.memory import affordable_patches, bytes_per_patch, peak_bytes
+
+from .factories import CPU, make_spec
+
+SPEC_2B = make_spec(
+    depth=24, hidden_size=1024, num_heads=16, intermediate_size=4096, out_hidden_size=2048, num_position_embeddings=2304
+)
+
+
+def test_a_patch_costs_its_row_its_values_and_the_widest_half_block() -> None:
+    assert bytes_per_patch(SPEC_2B, torch.bfloat16) == 1536 + 2 * (1536 + 1024 + 5 * 1024)
+
+
+def test_the_peak_grows_with_patches_and_precision() -> None:
+    assert peak_bytes(SPEC_2B, 2000, torch.bfloat16) == 2 * peak_bytes(SPEC_2B, 1000, torch.bfloat16)
+    assert peak_bytes(SPEC_2B, 1000, torch.float32) > 1.9 * peak_bytes(SPEC_2B, 1000, torch.bfloat16)
+    assert (
+        peak_bytes(SPEC_2B, 1000, torch.bfloat16, row_bytes=768) == peak_bytes(SPEC_2B, 1000, torch.bfloat16) - 768_000
+    )
+
+
+def test_on_a_cpu_a_pass_has_a_fixed_size() -> None:
+    assert affordable_patches(SPEC_2B, torch.float32, CPU) == 65_536
+
+
+@pytest.mark.parametrize(("free", "expected"), [(80 << 30, 65_536), (1 << 30, 25_300), (0, 1)])
+def test_on_cuda_a_pass_fits_into_the_free_memory(monkeypatch: pytest.MonkeyPatch, free: int, expected: int) -> None:
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free, 80 << 30))
+    patches = affordable_patches(SPEC_2B, torch.bfloat16, torch.device("cuda"))
+    assert patches == pytest.approx(expected, rel=0.01)
+    assert patches == 1 or peak_bytes(SPEC_2B, patches, torch.bfloat16) < free / 2
