@@ -50,41 +50,69 @@ def make_plan(listing: Listing, known: Plan, probe: Prober, recipe: Recipe) -> P
     kept_sources, kept_failures, new_items = _split(listing, known)
     results = {_span(result.item): result for result in probe(new_items)} if new_items else {}
     planned = [_plan_source(results[_span(item)], recipe) for item in new_items]
+    records = [record for record, _, _ in planned]
     failures = [failure for _, _, failure in planned if failure is not None]
-    new_clips = _merge_equal(clip for _, clips, _ in planned for clip in clips)
     present = {clip_id for request in known.requests for clip in request.clips for clip_id in clip.clip_ids}
-    missing = [clip for clip in new_clips if not present.issuperset(clip.clip_ids)]
+    # What is planned already stays where it is; an equal file that came later is a clip of its own.
+    missing = _merge_equal(clip for _, clips, _ in planned for clip in clips if clip.clip_ids[0] not in present)
+    seen_again = {_identity(record) for record in records}
     return Plan(
         requests=known.requests + tuple(pack(missing, recipe.config.request.max_patches)),
-        sources=tuple(kept_sources + [record for record, _, _ in planned] + _unlistable_sources(listing)),
-        failures=tuple(kept_failures + failures + _unlistable_failures(listing)),
+        sources=(
+            *(record for record in kept_sources if _identity(record) not in seen_again),
+            *records,
+            *_unlistable_sources(listing),
+        ),
+        failures=(*kept_failures, *failures, *_unlistable_failures(listing)),
     )
 
 
-def _span(item: SourceItem) -> tuple[str, float | None, float | None]:
+Span = tuple[str, float | None, float | None]
+
+
+def _span(item: SourceItem) -> Span:
     return item.uri, item.start_seconds, item.end_seconds
 
 
+def _span_of(record: SourceRecord) -> Span:
+    return record.source_uri, record.start_seconds, record.end_seconds
+
+
+def _identity(record: SourceRecord) -> tuple[Span, str | None]:
+    """A source by what was asked for and what its bytes were: touching a file does not make it another one."""
+    return _span_of(record), record.source_id
+
+
 def _split(listing: Listing, known: Plan) -> tuple[list[SourceRecord], list[Failure], list[SourceItem]]:
-    """What stays as it is, and which sources to probe."""
+    """What stays as it is, and which sources to probe.
+
+    Error rows are told apart by their path alone, so a path of which any span is probed has all its failed spans
+    probed again.
+    """
     listed = {_span(item): item for item in listing.items}
     unlistable = {failure.uri for failure in listing.failures}
     retried = {failure.source_uri for failure in known.failures if failure.code.advice.retryable}
-    kept: list[SourceRecord] = []
-    unchanged: set[tuple[str, float | None, float | None]] = set()
+    unchanged = {
+        _span_of(record)
+        for record in known.sources
+        if _is_same(record, listed.get(_span_of(record)))
+        and not (record.num_clips == 0 and record.source_uri in retried)
+    }
+    stale = {item.uri: item for item in listing.items if _span(item) not in unchanged}
+    kept, again = [], dict.fromkeys(item for item in listing.items if _span(item) not in unchanged)
     for record in known.sources:
-        span = (record.source_uri, record.start_seconds, record.end_seconds)
-        item = listed.get(span)
-        failed = record.num_clips == 0
-        same = item is not None and (item.num_bytes, item.modified_ns) == (record.num_bytes, record.modified_ns)
-        if same and not (failed and record.source_uri in retried):
-            unchanged.add(span)
-        elif failed and (item is not None or record.source_uri in unlistable):
-            continue
-        kept.append(record)
-    new_items = [item for item in listing.items if _span(item) not in unchanged]
-    stale = {item.uri for item in new_items} | unlistable
-    return kept, [failure for failure in known.failures if failure.source_uri not in stale], new_items
+        if record.num_clips or record.source_uri not in stale.keys() | unlistable:
+            kept.append(record)
+        elif record.source_uri in stale:
+            _, start_seconds, end_seconds = _span_of(record)
+            again[replace(stale[record.source_uri], start_seconds=start_seconds, end_seconds=end_seconds)] = None
+    forgotten = stale.keys() | unlistable
+    failures = [failure for failure in known.failures if failure.source_uri not in forgotten]
+    return kept, failures, list(again)
+
+
+def _is_same(record: SourceRecord, item: SourceItem | None) -> bool:
+    return item is not None and (item.num_bytes, item.modified_ns) == (record.num_bytes, record.modified_ns)
 
 
 def _plan_source(result: ProbeResult, recipe: Recipe) -> tuple[SourceRecord, list[Clip], Failure | None]:

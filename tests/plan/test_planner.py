@@ -119,3 +119,24 @@ def test_one_image_under_several_spans_is_encoded_once_and_has_a_row_for_each() 
     (clip,) = plan.requests[0].clips
     assert len(set(clip.clip_ids)) == 3
     assert sum(record.num_clips for record in plan.sources) == plan.num_clip_rows == 3
+
+
+def test_a_touched_file_beside_a_new_copy_of_it_gives_the_copy_a_clip_of_its_own() -> None:
+    first = plan_of(Headers(a=("same", make_video())), listing_of("/a"))
+    touched = Listing(items=(replace(make_item("/a"), modified_ns=2), make_item("/b")), failures=())
+    second = plan_of(Headers(a=("same", make_video()), b=("same", make_video())), touched, first)
+    assert second.requests[0] == first.requests[0]
+    assert [clip.source_uris for request in second.requests for clip in request.clips] == [("/a",), ("/b",)]
+    assert [(record.source_uri, record.modified_ns) for record in second.sources] == [("/a", 2), ("/b", 1)]
+
+
+def test_a_new_span_of_a_file_keeps_the_error_of_an_earlier_one() -> None:
+    headers = Headers(a=("1", make_video()))
+    late, early = (make_item("/a", start_seconds=start, end_seconds=start + 2) for start in (500.0, 0.0))
+    first = plan_of(headers, Listing(items=(late,), failures=()))
+    both = plan_of(headers, Listing(items=(early, late), failures=()), first)
+    alone = plan_of(headers, Listing(items=(early,), failures=()), first)
+    for second in (both, alone):
+        assert [failure.code for failure in second.failures] == [ErrorCode.EMPTY_SPAN]
+        assert sorted(record.num_clips for record in second.sources) == [0, 1]
+    assert plan_of(headers, Listing(items=(early, late), failures=()), both) == both
