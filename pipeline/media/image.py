@@ -20,6 +20,7 @@ from pipeline.config import ImagesConfig, LimitsConfig
 from pipeline.errors import ErrorCode, MediaError
 from pipeline.media.container import FileFormat, MediaInfo, MediaType
 
+_MOST_GRAY = 65_535
 _EXIF_ORIENTATION = 0x0112
 _NOT_UPRIGHT = range(2, 9)
 _TURNED = range(5, 9)
@@ -39,7 +40,8 @@ def _open(file: BinaryIO, uri: str, file_format: FileFormat, limits: LimitsConfi
                 _require_pixels(uri, image, limits)
                 yield image
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            raise MediaError(ErrorCode.LIMIT_EXCEEDED, f"{uri}: {error}") from error
+            bound = f"limits.max_image_pixels is {limits.max_image_pixels}"
+            raise MediaError(ErrorCode.LIMIT_EXCEEDED, f"{uri}: {bound}: {error}") from error
         except UnidentifiedImageError as error:
             raise MediaError(
                 ErrorCode.CORRUPT_MEDIA, f"{uri}: expected a {file_format.name} header, found a broken one"
@@ -172,7 +174,8 @@ def _orientation(image: Image.Image) -> int:
     """
     if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
         return 1
-    return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    found = image.getexif().get(_EXIF_ORIENTATION, 1)
+    return found if isinstance(found, int) else 1  # a tag of another type says nothing
 
 
 def _require_mode(uri: str, image: Image.Image) -> None:
@@ -189,7 +192,7 @@ def _to_rgb(uri: str, image: Image.Image, images: ImagesConfig) -> NDArray[np.ui
     if not is_upright:
         image = ImageOps.exif_transpose(image)
     if image.mode in _DEEP_GRAY:
-        return _scale_deep_gray(image)
+        return _scale_deep_gray(uri, image, images)
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         under = Image.new("RGBA", layer.size, (*images.background, 255))
@@ -197,8 +200,17 @@ def _to_rgb(uri: str, image: Image.Image, images: ImagesConfig) -> NDArray[np.ui
     return np.ascontiguousarray(image if image.mode == "RGB" else image.convert("RGB"), np.uint8)
 
 
-def _scale_deep_gray(image: Image.Image) -> NDArray[np.uint8]:
-    """Gray of 16 bits to 8, 65535 to 255, rounded to nearest, in three equal channels."""
-    deep = np.clip(np.asarray(image).astype(np.int64), 0, 65_535)
+def _scale_deep_gray(uri: str, image: Image.Image, images: ImagesConfig) -> NDArray[np.uint8]:
+    """Gray of 16 bits to 8, 65535 to 255, rounded to nearest, thrice; a transparent gray is covered."""
+    deep = np.asarray(image).astype(np.int64)
+    if deep.min() < 0 or deep.max() > _MOST_GRAY:
+        raise MediaError(
+            ErrorCode.UNSUPPORTED_MEDIA,
+            f"{uri}: expected gray of at most 16 bits, found values from {deep.min()} to {deep.max()}",
+        )
     gray = ((deep + 128) // 257).astype(np.uint8)
-    return np.repeat(gray[:, :, None], 3, axis=2)
+    rgb = np.repeat(gray[:, :, None], 3, axis=2)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        rgb[deep == transparent] = images.background
+    return rgb

@@ -3,17 +3,20 @@
 decord gives PyAV's bytes wherever it decodes from the start. Its faults decide the shape of this file:
 - it opens MPEG-TS by seeking, and then begins in the middle or fails at the end: only MP4, Matroska, AVI and
   FLV are given to it, whose first bytes no other format of its own, unbounded list shares;
-- seeking gives wrong frames in VP9, HEVC, 4:4:4 and AVI with B-frames, and `skip_frames` seeks: there every
-  frame is taken in order with `next`; `get_batch` is for 4:2:0 H.264 in MP4 and Matroska;
+- seeking gives wrong frames in VP9, HEVC, 4:4:4, AVI with B-frames and open groups of pictures, and `skip_frames`
+  seeks: there every frame is taken in order with `next`; `get_batch` is for 4:2:0 H.264 in MP4 and Matroska whose
+  every keyframe is a place to start from;
 - a reader decodes ahead without bound while it is idle: none outlives the chunk it is read for, and a
   chunk holds at most 256 MB of frames, so a long clip outside the seekable formats is read repeatedly;
-- its converter differs on odd sides with subsampled colour and on interlaced pictures, and it turns pictures
-  in MP4 only and mirrors none: such videos are refused;
+- its converter differs on odd sides with subsampled colour, on interlaced pictures, above 8 bits and below 16
+  pixels, it turns pictures in MP4 only and mirrors none, and of several video streams it may take another one: such
+  videos are refused;
 - it can spin for ever in native code on damaged files: the decoder process's deadline ends that. A frame
   count other than the container's, which provokes it, is refused before;
 - no AV1, no file without a duration, some sizes below 64 pixels: refused by decord itself.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 
 import av
@@ -23,11 +26,13 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ErrorCode, MediaError
 from pipeline.media.container import open_video
-from pipeline.media.index import codec_name
+from pipeline.media.index import codec_name, read_index, read_packets
 from pipeline.media.orientation import Orientation, orientation_of
-from pipeline.media.video_pyav import PROGRESSIVE, VideoSource, first_frame
+from pipeline.media.video_pyav import PROGRESSIVE, VideoSource, displayed, first_frame
 
 _CHUNK_BYTES = 256 << 20
+_MAX_BITS = 8
+_MIN_SIDE = 16
 _SEEKABLE_CODECS = frozenset({"h264"})
 _DEMUXERS = frozenset({"mov", "matroska", "avi", "flv"})
 _SEEKABLE_DEMUXERS = frozenset({"mov", "matroska"})
@@ -72,15 +77,50 @@ def _inspect(source: VideoSource) -> tuple[bool, int]:
             raise _refusal(source, f"odd sides ({context.width}x{context.height}) with subsampled colour")
         if int(context.field_order) not in PROGRESSIVE:
             raise _refusal(source, "interlaced pictures rightly")
+        if layout is not None and max(component.bits for component in layout.components) > _MAX_BITS:
+            raise _refusal(source, f"{context.pix_fmt} rightly: it has more than {_MAX_BITS} bits")
+        if min(context.width, context.height) < _MIN_SIDE:
+            raise _refusal(source, f"pictures of {context.width}x{context.height} rightly")
+        num_streams = len(container.streams.video)
         first = first_frame(container, stream)
+        if num_streams > 1 and first is not None and not _begins_with(source, displayed(first)):
+            raise _refusal(source, f"the right one of {num_streams} video streams")
         if first is not None and not _turns_rightly(source, orientation_of(first)):
             raise _refusal(source, "pictures that are to be turned or mirrored like these")
         can_seek = (
             codec_name(stream) in _SEEKABLE_CODECS
             and container.format.name in _SEEKABLE_DEMUXERS
             and context.pix_fmt in _SEEKABLE_PIXELS
+            and _all_keyframes_are_starts(source)
         )
         return can_seek, 3 * context.width * context.height
+
+
+def _begins_with(source: VideoSource, image: NDArray[np.uint8]) -> bool:
+    """Whether decord's first frame is this one."""
+    import decord
+
+    try:
+        first = decord.VideoReader(_path(source), ctx=decord.cpu(0), num_threads=1).next().asnumpy()
+    except (decord.DECORDError, StopIteration, RuntimeError):
+        return False
+    return bool(np.array_equal(first, image))
+
+
+def _path(source: VideoSource) -> str:
+    """Name the verified file by its handle: its own name could mean another file by now, or not be text."""
+    return f"/proc/self/fd/{source.file.fileno()}"
+
+
+def _all_keyframes_are_starts(source: VideoSource) -> bool:
+    """Whether decoding may begin at every packet that the container calls a keyframe."""
+    source.file.seek(0)
+    with open_video(source.file, source.uri, source.file_format, source.limits) as (container, stream):
+        index = read_index(container, stream, 0, sys.maxsize)
+    source.file.seek(0)
+    with open_video(source.file, source.uri, source.file_format, source.limits) as (container, stream):
+        marked = [packet.is_keyframe for packet in read_packets(container, stream)]
+    return len(marked) == len(index.is_start) and bool((index.is_start | ~np.array(marked, np.bool_)).all())
 
 
 def _turns_rightly(source: VideoSource, orientation: Orientation) -> bool:
@@ -99,10 +139,8 @@ def _read_chunk(
 ) -> list[NDArray[np.uint8]]:
     import decord
 
-    # The verified file by its handle: a name could mean another file by now, or not be text.
-    path = f"/proc/self/fd/{source.file.fileno()}"
     try:
-        reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
+        reader = decord.VideoReader(_path(source), ctx=decord.cpu(0), num_threads=1)
         if len(reader) != num_source_frames:
             raise _refusal(source, f"a file in which it counts {len(reader)} frames and the probe {num_source_frames}")
         if chunk[-1] >= len(reader):

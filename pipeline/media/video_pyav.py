@@ -297,7 +297,11 @@ def _convert(frames: Iterator[VideoFrame]) -> Iterator[NDArray[np.uint8]]:
     image = np.empty((0, 0, 3), np.uint8)
     for frame in frames:
         if frame is not last:
-            rgb = reformatter.reformat(frame, format="rgb24").to_ndarray()
-            image = orientation_of(frame).apply(np.asarray(rgb, np.uint8))
-            last = frame
+            image, last = displayed(frame, reformatter), frame
         yield image
+
+
+def displayed(frame: VideoFrame, reformatter: VideoReformatter | None = None) -> NDArray[np.uint8]:
+    """A frame as RGB, uint8 (H, W, 3), turned as it is shown."""
+    rgb = (reformatter or VideoReformatter()).reformat(frame, format="rgb24").to_ndarray()
+    return orientation_of(frame).apply(np.asarray(rgb, np.uint8))

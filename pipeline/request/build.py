@@ -9,13 +9,15 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.errors import MediaError
-from pipeline.media.container import ClipJob
+from pipeline.errors import ErrorCode, MediaError
+from pipeline.media.container import ClipJob, ClipReport
 from pipeline.media.sandbox import Sandbox, SharedBuffer
 from pipeline.plan.schema import Clip, Failure, RequestPlan
 from pipeline.request.layout import RequestLayout
 from pipeline.request.table import RequestMeta, wrap_request
 from pipeline.sources.version import require_unchanged
+
+_GONE = frozenset({ErrorCode.UNREADABLE, ErrorCode.NOT_A_FILE, ErrorCode.CHANGED_MEDIA})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +44,7 @@ def build_request(plan: RequestPlan, sandbox: Sandbox) -> pa.Table:
     offset = planned.rows_start
     for clip in plan.clips:
         try:
-            require_unchanged(clip.source_uris[0], clip.source_bytes, clip.modified_ns)
-            report = sandbox.decode(clip_job(clip), buffer, offset)
+            report = _decode(clip, sandbox, buffer, offset)
         except MediaError as error:
             failures.extend(clip_failures(clip, error))
         else:
@@ -62,10 +63,25 @@ def build_request(plan: RequestPlan, sandbox: Sandbox) -> pa.Table:
     return wrap_request(meta, view[: meta.layout.num_bytes])
 
 
-def clip_job(clip: Clip) -> ClipJob:
-    """What the decoder needs to know of a clip."""
+def _decode(clip: Clip, sandbox: Sandbox, buffer: SharedBuffer, offset: int) -> ClipReport:
+    """Decode a clip from the first of its paths that still holds what was planned: all held the same bytes."""
+    first: MediaError | None = None
+    for uri in clip.source_uris:
+        try:
+            require_unchanged(uri, clip.source_id, clip.source_bytes, clip.modified_ns)
+            return sandbox.decode(clip_job(clip, uri), buffer, offset)
+        except MediaError as error:
+            if error.code not in _GONE:
+                raise
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def clip_job(clip: Clip, uri: str) -> ClipJob:
+    """What the decoder needs to know of a clip, read from one of its paths."""
     return ClipJob(
-        uri=clip.source_uris[0],
+        uri=uri,
         media_type=clip.media_type,
         frame_indices=clip.frame_indices,
         num_source_frames=clip.num_frames,

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,30 @@ def test_a_file_that_changed_after_planning_is_an_error_row_and_new_content_next
     codes = errors_of(tmp_path / "OUT")["code"].to_pylist()
     assert codes == ["changed_media"]
     assert [row["media_type"] for row in embeddings_of(tmp_path / "OUT").to_pylist()] == ["image"]
+
+
+def test_a_touched_file_is_still_the_one_that_was_planned(tmp_path: Path) -> None:
+    video = make_video(tmp_path / "v.mp4", num_frames=10)
+    run(video, tmp_path / "OUT")
+    fragment = next((tmp_path / "OUT" / "embeddings").glob("*.parquet"))
+    content = fragment.read_bytes()
+    fragment.unlink()
+    os.utime(video, ns=(0, 12345))
+    assert run(video, tmp_path / "OUT").exit_code == 0
+    assert fragment.read_bytes() == content
+
+
+def test_a_clip_is_read_from_another_of_its_paths_where_the_first_is_gone(tmp_path: Path) -> None:
+    folder = tmp_path / "media"
+    folder.mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        make_video(folder / name, num_frames=10)
+    run(folder, tmp_path / "OUT")
+    next((tmp_path / "OUT" / "embeddings").glob("*.parquet")).unlink()
+    (folder / "a.mp4").unlink()
+    run(folder, tmp_path / "OUT")
+    assert embeddings_of(tmp_path / "OUT").num_rows == 2
+    assert verify_output(OutputFolder(str(tmp_path / "OUT"))).ok
 
 
 def test_sources_that_match_nothing_are_wrong_usage(tmp_path: Path) -> None:

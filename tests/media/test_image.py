@@ -92,9 +92,30 @@ def test_sixteen_bit_gray_is_scaled_and_not_saturated(tmp_path, name):
     assert (shown == shown[..., :1]).all()
 
 
-def test_thirty_two_bit_gray_is_scaled_like_sixteen(tmp_path):
-    shown = image_of(save(tmp_path / "a.tiff", np.array([[0, 257, 65_535, 70_000]], np.int32)))
-    assert shown[0, :, 0].tolist() == [0, 1, 255, 255]
+def test_gray_of_more_than_sixteen_bits_is_refused_and_not_saturated(tmp_path):
+    shown = image_of(save(tmp_path / "a.tiff", np.array([[0, 257, 65_535]], np.int32)))
+    assert shown[0, :, 0].tolist() == [0, 1, 255]
+    with pytest.raises(MediaError, match="at most 16 bits, found values from 0 to 70000"):
+        image_of(save(tmp_path / "b.tiff", np.array([[0, 70_000]], np.int32)))
+
+
+def test_a_transparent_gray_of_sixteen_bits_shows_the_background(tmp_path):
+    save(tmp_path / "a.png", np.array([[0, 257, 65_535]], np.uint16), transparency=257)
+    assert image_of(tmp_path / "a.png", ImagesConfig(background=(9, 8, 7))).tolist() == [
+        [[0, 0, 0], [9, 8, 7], [255, 255, 255]]
+    ]
+
+
+def test_an_orientation_that_is_no_number_says_nothing(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = make_image(tmp_path / "a.jpg", exif=exif)
+    as_number, as_text = (bytes([0x12, 0x01, kind, 0x00, 0x01, 0x00, 0x00, 0x00]) for kind in (3, 2))
+    for number, text in ((as_number, as_text), (b"\x01\x12\x00\x03", b"\x01\x12\x00\x02")):
+        path.write_bytes(path.read_bytes().replace(number, text, 1))
+    with Image.open(path) as image:
+        assert not isinstance(image.getexif().get(0x0112), int)
+    assert image_of(path).shape == (56, 80, 3)
 
 
 def test_gray_bilevel_and_cmyk_become_rgb(tmp_path):
