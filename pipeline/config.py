@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -24,7 +24,7 @@ def _positive_or_none(**kwargs: Any) -> Any:
 class Section(BaseModel):
     """Base of all sections: immutable, and closed to unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class SourcesConfig(Section):
@@ -34,7 +34,8 @@ class SourcesConfig(Section):
     exclude: tuple[str, ...] = Field(default=(), description="File name patterns left out of folders.")
     hidden: bool = Field(default=False, description="Take files and folders whose names begin with a dot.")
     follow_outside: bool = Field(
-        default=False, description="Follow links, and manifest paths, that leave the folder they were found in."
+        default=False,
+        description="Follow links, and relative manifest paths, that leave the folder they were found in.",
     )
 
 
@@ -70,10 +71,13 @@ class SizesConfig(Section):
     )
 
 
+_Byte = Annotated[int, Field(ge=0, le=255)]
+
+
 class ImagesConfig(Section):
     """What becomes of images that are not plain RGB."""
 
-    background: tuple[int, int, int] = Field(
+    background: tuple[_Byte, _Byte, _Byte] = Field(
         default=(255, 255, 255), description="RGB colour, 0-255, that transparent pixels are laid over."
     )
     animated: Literal["first", "video"] = Field(
@@ -89,10 +93,16 @@ class DecodeConfig(Section):
         description="`auto` is PyAV with exact skipping, then decord where PyAV opened a file and got no frame.",
     )
     timeout_seconds: float = Field(
-        default=30.0, gt=0, description="Deadline for one clip, in seconds, beside its share of the video's length."
+        default=30.0,
+        gt=0,
+        le=86_400,
+        description="Deadline for one clip, in seconds, beside its share of the video's length.",
     )
     timeout_per_video_second: float = Field(
-        default=1.0, ge=0, description="Seconds added to the deadline for each second of video read for a clip."
+        default=1.0,
+        ge=0,
+        le=3_600,
+        description="Seconds added to the deadline for each second of video read for a clip.",
     )
 
 
@@ -106,6 +116,20 @@ class LimitsConfig(Section):
     max_video_seconds: float = Field(default=172_800.0, gt=0, description="Length of one video, in seconds.")
     max_decoder_bytes: int = Field(
         default=8 << 30, gt=0, description="Address space a decoder process may add to its own, in bytes."
+    )
+
+
+class ErrorsConfig(Section):
+    """When a run that is going wrong stops by itself; it can be taken up again."""
+
+    max_rate: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Stop when more than this share of the sources, or of the clips done so far, failed. None: never.",
+    )
+    min_clips: int = Field(
+        default=100, gt=0, description="Judge `max_rate` only from this many sources or finished clips on."
     )
 
 
@@ -127,13 +151,17 @@ class EncodeConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="Encoder arithmetic: `auto` is bfloat16 on CUDA and float32 on a CPU."
     )
-    max_patches: int = Field(
-        default=65_536,
-        gt=0,
-        description="Patches of one forward pass; a larger request is encoded in chunks of whole temporal patches.",
+    max_patches: int | None = _positive_or_none(
+        description="Patches of one forward pass; a larger request is encoded in chunks of whole temporal patches. "
+        "None: at most 65,536, and what fits into 40 % of the device memory that is free at the start.",
+    )
+    register_store: Literal["auto", "off"] = Field(
+        default="auto",
+        description="`auto` page-locks Ray's object store once an encode actor, at about 0.8 s a GiB, so that requests "
+        "reach the GPU without a memcpy; above 32 GiB, or where CUDA refuses, pinned slots serve, as with `off`.",
     )
     threads: int | None = _positive_or_none(
-        description="CPU threads of the encoder. None: every core. The same number gives the same bits."
+        le=1024, description="CPU threads of the encoder. None: every core. The same number gives the same bits."
     )
 
 
@@ -155,7 +183,8 @@ class RayConfig(Section):
     encode_workers: int | None = _positive_or_none(description="Encode actors, one GPU each.")
     num_cpus: int | None = _positive_or_none(description="Cores of a Ray that is started here.")
     object_store_bytes: int | None = _positive_or_none(
-        description="Object store of a Ray that is started here, in bytes; at least 16 requests keep a GPU fed."
+        description="Object store of a Ray that is started here, in bytes; at least 16 requests keep a GPU fed. None: "
+        "32 requests a GPU, so that registering the store takes seconds; without a GPU as Ray chooses."
     )
     requests_in_flight: int = Field(default=8, gt=0, description="Requests queued at one encode actor.")
 
@@ -175,6 +204,7 @@ class Config(Section):
     images: ImagesConfig = ImagesConfig()
     decode: DecodeConfig = DecodeConfig()
     limits: LimitsConfig = LimitsConfig()
+    errors: ErrorsConfig = ErrorsConfig()
     request: RequestConfig = RequestConfig()
     encode: EncodeConfig = EncodeConfig()
     output: OutputConfig = OutputConfig()
@@ -215,6 +245,14 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = (), m
         _apply(values, override)
     if model is not None:
         values["model"] = model
+    return Config.from_values(values)
+
+
+def override_config(config: Config, overrides: Sequence[str]) -> Config:
+    """Apply `section.key=value` overrides to a config. Raises: ConfigError as `load_config` does."""
+    values = config.model_dump(mode="json")
+    for override in overrides:
+        _apply(values, override)
     return Config.from_values(values)
 
 

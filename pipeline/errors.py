@@ -109,7 +109,7 @@ _ADVICE: dict[ErrorCode, Advice] = {
     ),
     ErrorCode.LIMIT_EXCEEDED: Advice(
         meaning="The medium is over one of the limits in the config's `limits` section.",
-        action="Raise the limit that the message names, if the file is trusted.",
+        action="If the file is trusted, raise the limit that the message names: patchwire retry OUT --set limits.X=Y.",
         retryable=False,
     ),
     ErrorCode.CHANGED_MEDIA: Advice(
@@ -119,12 +119,12 @@ _ADVICE: dict[ErrorCode, Advice] = {
     ),
     ErrorCode.DECODER_TIMEOUT: Advice(
         meaning="The decoder was killed at its deadline.",
-        action="Try decode.video=pyav, or raise decode.timeout_seconds.",
+        action="Try `patchwire retry OUT --set decode.timeout_seconds=120`, or --set decode.video=pyav.",
         retryable=True,
     ),
     ErrorCode.DECODER_CRASHED: Advice(
         meaning="The decoder process died on this medium.",
-        action="Try the other decode.video backend; report the file to that decoder's project.",
+        action="Try `patchwire retry OUT --set decode.video=...`; report the file to that decoder's project.",
         retryable=True,
     ),
 }

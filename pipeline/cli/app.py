@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli import render
+from pipeline.cli.stopping import stoppable
 from pipeline.config import Config, load_config
 from pipeline.errors import MediaError, PatchwireError
 
@@ -71,17 +72,45 @@ def embed(
     address: Address = None,
 ) -> None:
     """Embed media into Parquet tables."""
-    from pipeline.flow.progress import make_display
-    from pipeline.flow.run import embed as run_embed
+    with stoppable():
+        from pipeline.flow.progress import make_display
+        from pipeline.flow.run import embed as run_embed
 
-    summary = run_embed(
-        sources,
-        out,
-        config=_config(config, settings, model),
-        runner=runner.value,
-        address=address,
-        display=make_display(),
-    )
+        summary = run_embed(
+            sources,
+            out,
+            config=_config(config, settings, model),
+            runner=runner.value,
+            address=address,
+            display=make_display(),
+        )
+    render.summary(summary)
+    raise typer.Exit(summary.exit_code)
+
+
+@app.command()
+def retry(
+    out: Output,
+    settings: Settings = None,
+    lift_quarantine: Annotated[
+        bool, typer.Option("--lift-quarantine", help="Try media again that ended their decoder twice.")
+    ] = False,
+    runner: Runner = RunnerChoice.RAY,
+    address: Address = None,
+) -> None:
+    """Do only what failed again, with the run's own settings and those that --set changes."""
+    with stoppable():
+        from pipeline.flow.progress import make_display
+        from pipeline.flow.run import retry as run_retry
+
+        summary = run_retry(
+            out,
+            overrides=settings or (),
+            lift_quarantine=lift_quarantine,
+            runner=runner.value,
+            address=address,
+            display=make_display(),
+        )
     render.summary(summary)
     raise typer.Exit(summary.exit_code)
 
@@ -146,7 +175,7 @@ def errors(out: Output, as_json: AsJson = False) -> None:
     if as_json:
         _print_json([dataclasses.asdict(group) for group in groups])
     else:
-        render.error_groups(groups)
+        render.error_groups(groups, out)
 
 
 @app.command()
@@ -161,6 +190,21 @@ def verify(out: Output, as_json: AsJson = False) -> None:
     else:
         render.verify(report)
     raise typer.Exit(0 if report.ok else 1)
+
+
+@app.command()
+def compact(out: Output) -> None:
+    """Copy the embeddings into a few large files below OUT/table, listed by its manifest."""
+    from pipeline.sink.compact import compact_output
+    from pipeline.sink.lease import Lease
+    from pipeline.sink.output import OutputFolder
+    from pipeline.sink.run_record import require_run_record
+
+    folder = OutputFolder(out)
+    require_run_record(folder)
+    with stoppable(), Lease(folder):
+        manifest = compact_output(folder)
+    render.manifest(manifest, folder.uri)
 
 
 @app.command()

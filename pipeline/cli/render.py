@@ -11,6 +11,7 @@ from pipeline.flow.progress import format_seconds
 from pipeline.flow.run import RunSummary
 from pipeline.plan.schema import Failure
 from pipeline.plan.summary import PlanSummary
+from pipeline.sink.compact import MANIFEST, TABLE, Manifest
 from pipeline.sink.errors_report import ErrorGroup
 from pipeline.sink.verify import VerifyReport
 
@@ -67,8 +68,8 @@ def plan(found: PlanSummary, failures: Sequence[Failure]) -> None:
         console.print(f"and {len(failures) - _MAX_FAILURES} more errors")
 
 
-def error_groups(groups: Sequence[ErrorGroup]) -> None:
-    """Errors by code, most frequent first."""
+def error_groups(groups: Sequence[ErrorGroup], output: str) -> None:
+    """Errors by code, most frequent first, and the command that tries them again."""
     console = _console()
     if not groups:
         console.print("no errors")
@@ -76,6 +77,8 @@ def error_groups(groups: Sequence[ErrorGroup]) -> None:
         console.print(f"{group.code}: {group.num_errors}\n  {group.meaning} {group.action}")
         for example in group.examples:
             console.print(escape(f"  - {example.source_uri} ({example.stage}): {example.message}"))
+    if groups:
+        console.print(escape(f"next:  patchwire retry {output}"))
 
 
 def verify(report: VerifyReport) -> None:
@@ -85,9 +88,19 @@ def verify(report: VerifyReport) -> None:
         f"{report.num_sources} sources, {report.num_clips} clips planned: {report.num_rows} rows, "
         f"{report.num_error_rows} errors"
     )
+    if report.num_table_rows is not None:
+        console.print(f"table: {report.num_table_rows} rows; {report.num_newer_requests} requests are newer")
     for discrepancy in report.discrepancies:
         console.print(escape(f"- {discrepancy}"))
     console.print("ok" if report.ok else "NOT ok")
+
+
+def manifest(made: Manifest, output: str) -> None:
+    """What was compacted, and where it lies."""
+    console = _console()
+    num_requests = sum(len(part.fragments) for part in made.parts)
+    console.print(f"{made.num_rows} rows of {num_requests} requests in {len(made.parts)} files")
+    console.print(escape(f"table: {output}/{TABLE}/{made.generation}, listed by {output}/{MANIFEST}"))
 
 
 def checks(found: Sequence[Check]) -> None:

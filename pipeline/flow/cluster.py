@@ -13,6 +13,8 @@ then a view of the object store's mapping. Measured with Ray 2.60; the settings 
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +31,7 @@ from actors.decode import DecodeActor, ProbeActor
 from actors.encode import EncodeActor
 from actors.write import WriteActor
 from pipeline.config import Config, RayConfig
+from pipeline.device.store_mapping import suggested_store_bytes
 from pipeline.errors import PatchwireError, RunError, UsageError
 from pipeline.flow.runner import Capacity, Job
 from pipeline.plan.probe import ProbeResult, items_table, results_of
@@ -40,6 +43,7 @@ _BLOCK_BYTES = 1 << 20
 _SOURCES_PER_BLOCK = 32
 _CPU_ENCODER_CORES = 0.5
 _WRITER_CORES = 0.05
+_VIDEO_ROW_BYTES = 1536
 _CALLS_PER_GPU_ACTOR = 2  # one request is encoded while the next one is copied
 
 
@@ -62,10 +66,12 @@ class RayRunner:
     def __enter__(self) -> Self:
         if not ray.is_initialized():
             _quiet_logging()
-            self._connect()
+            with _sigterm_kept():
+                self._connect()
             self._started_here = True
         self._cores = float(ray.cluster_resources().get("CPU", 1))
         self._gpus = int(ray.cluster_resources().get("GPU", 0))
+        self._num_nodes = sum(node["Alive"] for node in ray.nodes())
         self.capacity = Capacity(decode=self._decode_workers, encode=self._encode_workers)
         return self
 
@@ -149,6 +155,13 @@ class RayRunner:
         return device != "cpu" and self._gpus > 0
 
     @property
+    def _store_bytes(self) -> int | None:
+        """With a GPU, a store small enough to be registered with CUDA; else Ray's own choice."""
+        if self._config.encode.device == "cpu":
+            return None
+        return suggested_store_bytes(self._config.request.max_patches * _VIDEO_ROW_BYTES)
+
+    @property
     def _encode_workers(self) -> int:
         return self._config.ray.encode_workers or (self._gpus if self._on_gpu else 1)
 
@@ -158,9 +171,14 @@ class RayRunner:
 
     @property
     def _cores_per_decoder(self) -> float:
-        """One core each, or less where the config asks for more workers than there are cores."""
+        """One core each, or less where the config asks for more workers than there are cores.
+
+        On several nodes they reserve half of that: the workers of a lost node are started again on the others, and
+        what they were doing waits for them until there is room.
+        """
         left = self._cores - _WRITER_CORES - (0 if self._on_gpu else _CPU_ENCODER_CORES * self._encode_workers)
-        return max(0.01, min(1.0, left / self._decode_workers))
+        share = min(1.0, left / self._decode_workers)
+        return max(0.01, share / 2 if self._num_nodes > 1 else share)
 
     def _connect(self) -> None:
         settings: RayConfig = self._config.ray
@@ -173,13 +191,26 @@ class RayRunner:
                 ray.init(
                     address="local",
                     num_cpus=settings.num_cpus,
-                    object_store_memory=settings.object_store_bytes,
+                    object_store_memory=settings.object_store_bytes or self._store_bytes,
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                 )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise RunError(f"ray at {address or 'local'}: {error}") from error
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """`ray.init` takes SIGTERM for itself and exits with 15; the run's own handler ends it in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _tables(dataset: Dataset) -> Iterator[pa.Table]:
@@ -191,12 +222,14 @@ def _tables(dataset: Dataset) -> Iterator[pa.Table]:
 
 
 def _cause(error: BaseException) -> PatchwireError:
+    """What an actor raised, freed from Ray's wrappers: they are of its type too, with a stack for a message."""
     found: BaseException | None = error
+    ours: PatchwireError | None = None
     while found is not None:
         if isinstance(found, PatchwireError):
-            return found
+            ours = found
         found = getattr(found, "cause", None) or found.__cause__
-    return RunError(f"ray: {error}")
+    return ours or RunError(f"ray: {error}")
 
 
 @contextmanager

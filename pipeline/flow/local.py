@@ -1,17 +1,16 @@
 """The whole way in one screen: every stage, one after the other, in this process and without Ray."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from types import TracebackType
 from typing import Self
 
 from pipeline.config import Config
 from pipeline.flow.runner import Capacity, Job
-from pipeline.media.sandbox import Sandbox
 from pipeline.plan.probe import ProbeResult, items_table, results_of
 from pipeline.plan.schema import RequestPlan, plan_table
 from pipeline.sink.receipt import Receipt, receipts_of
 from pipeline.sources.listing import SourceItem
-from pipeline.stages.decode import Decode, Probe
+from pipeline.stages.decode import Decode, Probe, make_sandbox
 from pipeline.stages.encode import Encode
 from pipeline.stages.write import Write
 
@@ -25,8 +24,8 @@ class LocalRunner:
     name = "local"
     capacity = Capacity(decode=1, encode=1)
 
-    def __init__(self, config: Config) -> None:
-        self.sandbox = Sandbox(config.decode, config.images, config.limits)
+    def __init__(self, config: Config, attempts_uri: str | None = None) -> None:
+        self.sandbox = make_sandbox(config, attempts_uri)
 
     def __enter__(self) -> Self:
         return self
@@ -36,13 +35,13 @@ class LocalRunner:
     ) -> None:
         self.sandbox.close()
 
-    def probe(self, items: Sequence[SourceItem], config: Config) -> Iterator[ProbeResult]:
+    def probe(self, items: Sequence[SourceItem], config: Config) -> Generator[ProbeResult]:
         """Read headers one by one."""
         probe = Probe(config, self.sandbox)
         for item in items:
             yield from results_of(probe(items_table([item])))
 
-    def run(self, requests: Sequence[RequestPlan], job: Job) -> Iterator[Receipt]:
+    def run(self, requests: Sequence[RequestPlan], job: Job) -> Generator[Receipt]:
         """Take each request the whole way before the next one begins."""
         decode = Decode(job.config, self.sandbox)
         encode, write = Encode(job.config, job.model), Write(job.target)

@@ -2,24 +2,36 @@
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Literal
+from types import TracebackType
+from typing import Literal, Self
 
 from pipeline.checkpoint import Checkpoint, official_checkpoint, resolve_model
-from pipeline.config import Config
+from pipeline.config import Config, override_config
 from pipeline.digest import digest_values
 from pipeline.errors import UsageError
+from pipeline.flow.error_rate import ErrorRate
+from pipeline.flow.plan_store import (
+    announce_retry,
+    announced_retry,
+    end_retry,
+    missing_requests,
+    read_plan,
+    write_plan,
+)
 from pipeline.flow.progress import Display, Progress, QuietDisplay
 from pipeline.flow.runner import Job, Runner
+from pipeline.flow.summary import RunSummary, finished_record, utc_now
+from pipeline.media.attempts import Attempts
 from pipeline.plan.clips import Recipe
-from pipeline.plan.planner import EMPTY_PLAN, Plan, make_plan, sources_of, sources_table
-from pipeline.plan.schema import Failure, RequestPlan, failures_of, plan_table, requests_of
+from pipeline.plan.planner import EMPTY_PLAN, Plan, make_plan
+from pipeline.plan.retry import failed_media
+from pipeline.plan.schema import RequestPlan
 from pipeline.sink.atomic import remove_stale_temporaries
 from pipeline.sink.embeddings import RowSettings
-from pipeline.sink.fragments import count_rows, done_requests, read_table, write_table
+from pipeline.sink.fragments import count_rows
+from pipeline.sink.lease import Lease
 from pipeline.sink.output import Kind, OutputFolder
 from pipeline.sink.run_record import (
     ModelIdentity,
@@ -27,39 +39,16 @@ from pipeline.sink.run_record import (
     check_same_run,
     installed_versions,
     read_run_record,
+    require_run_record,
     write_run_record,
 )
-from pipeline.sink.schema import errors_schema, errors_table
-from pipeline.sources.listing import list_sources
+from pipeline.sink.schema import errors_schema
+from pipeline.sources.listing import Listing, list_sources
 from pipeline.stages.write import WriteTarget
 
+__all__ = ["OpenRun", "RunSummary", "RunnerName", "embed", "make_runner", "plan_only", "retry"]
+
 RunnerName = Literal["ray", "local"]
-PLAN_STEM = "plan"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunSummary:
-    """How a run ended. Clip counts include every path a clip lies under."""
-
-    output: str
-    num_sources: int
-    num_clips: int
-    num_clips_done_before: int
-    num_errors: int
-    num_new_rows: int
-    num_device_copies: int
-    num_requests: int
-    num_frames: int
-    num_patches: int
-    video_seconds: float
-    elapsed_seconds: float
-    bottleneck: str
-    random_weights: bool
-
-    @property
-    def exit_code(self) -> int:
-        """0 when everything was embedded, 3 when there are error rows."""
-        return 3 if self.num_errors else 0
 
 
 def embed(
@@ -88,25 +77,65 @@ def embed(
     settings = config or Config()
     if model is not None:
         settings = settings.model_copy(update={"model": model})
+    folder = OutputFolder(str(out))
     with ExitStack() as stack:
         shown = stack.enter_context(display or QuietDisplay())
-        run = _Run(settings, OutputFolder(str(out)), shown)
-        run.open()
-        working = stack.enter_context(make_runner(runner, settings, address))
-        return run.execute([str(spec) for spec in specs], working)
+        run = stack.enter_context(OpenRun(settings, folder, shown))
+        working = stack.enter_context(make_runner(runner, settings, address, folder.attempts_uri))
+        return run.embed([str(spec) for spec in specs], working)
 
 
-def make_runner(name: RunnerName, config: Config, address: str | None = None) -> Runner:
-    """The runner of that name; Ray is only imported for its own."""
+def retry(
+    out: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    lift_quarantine: bool = False,
+    runner: RunnerName = "ray",
+    address: str | None = None,
+    display: Display | None = None,
+) -> RunSummary:
+    """Do what failed in an output again, with the settings of its last run.
+
+    Sources that could not be listed (they are no media yet) are left to the next `embed`. New files are not
+    looked for.
+
+    Args:
+        out: the output folder of a run.
+        overrides: `section.key=value` settings that are changed, such as limits and timeouts; whatever decides the
+            rows stays as it was.
+        lift_quarantine: try media again that ended their decoder twice.
+        runner: as for `embed`.
+        address: as for `embed`.
+        display: as for `embed`.
+    Raises: OutputError where there was no run; any PatchwireError but MediaError.
+    """
+    folder = OutputFolder(str(out))
+    record = require_run_record(folder)
+    # What failed will often fail again: a limit on errors is for runs over everything, unless it is asked for here.
+    stored = override_config(Config.from_values(record.config), ["errors.max_rate=null"])
+    settings = override_config(stored, overrides)
+    with ExitStack() as stack:
+        shown = stack.enter_context(display or QuietDisplay())
+        run = stack.enter_context(OpenRun(settings, folder, shown))
+        if lift_quarantine:
+            Attempts(folder.attempts_uri).forget_all()
+        working = stack.enter_context(make_runner(runner, settings, address, folder.attempts_uri))
+        return run.retry(working)
+
+
+def make_runner(
+    name: RunnerName, config: Config, address: str | None = None, attempts_uri: str | None = None
+) -> Runner:
+    """The runner of that name; Ray is only imported for its own. `attempts_uri`: where decoders' deaths are kept."""
     if name == "local":
         if address is not None:
             raise UsageError("--address goes with --runner ray")
         from pipeline.flow.local import LocalRunner
 
-        return LocalRunner(config)
+        return LocalRunner(config, attempts_uri)
     from pipeline.flow.cluster import RayRunner
 
-    return RayRunner(config, address)
+    return RayRunner(config, address, attempts_uri)
 
 
 def plan_only(specs: Sequence[str], config: Config, runner: Runner) -> tuple[Plan, Checkpoint]:
@@ -120,87 +149,109 @@ def plan_only(specs: Sequence[str], config: Config, runner: Runner) -> tuple[Pla
     return make_plan(listing, EMPTY_PLAN, lambda items: runner.probe(items, config), recipe), checkpoint
 
 
-class _Run:
-    """One run of one output folder."""
+class OpenRun:
+    """One run of one output folder, from the moment it holds the lease; a context manager that gives it back.
+
+    Raises: on entry OutputBusyError, OutputMismatchError, ModelError, or OutputError where the folder cannot be
+        written.
+    """
 
     def __init__(self, config: Config, folder: OutputFolder, display: Display) -> None:
         self._config = config
         self._folder = folder
         self._display = display
-        self._checkpoint = resolve_model(config.model)
-        self._model = ModelIdentity(
-            model_id=self._checkpoint.model_id,
-            model_revision=self._checkpoint.revision,
-            random_weights=self._checkpoint.is_random,
-        )
-        self._config_hash = digest_values(
-            config.result_values, self._model.model_id, self._model.model_revision, self._model.random_weights
-        )
-        self._started_at = _now()
+        self._lease = Lease(folder)
+        self._rate = ErrorRate(config.errors, folder)
+        self._started_at = utc_now()
 
-    def open(self) -> None:
+    def __enter__(self) -> Self:
         """Make the folder ours: refuse another config's, remove what a killed run left half-written."""
         self._folder.create()
-        existing = read_run_record(self._folder)
-        if existing is not None:
-            check_same_run(existing, result_config=self._config.result_values, model=self._model)
-        remove_stale_temporaries(self._folder)
-        if existing is None:
-            write_run_record(self._folder, self._record())
+        with ExitStack() as stack:
+            stack.enter_context(self._lease)
+            self._resolve_model()
+            existing = read_run_record(self._folder)
+            if existing is not None:
+                check_same_run(existing, result_config=self._config.result_values, model=self._model)
+            remove_stale_temporaries(self._folder)
+            if existing is None:
+                write_run_record(self._folder, self._record())
+            stack.pop_all()
+        return self
 
-    def execute(self, specs: Sequence[str], runner: Runner) -> RunSummary:
-        """Plan, run what is missing, and leave `run.json` and a summary."""
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lease.__exit__(kind, error, trace)
+
+    def embed(self, specs: Sequence[str], runner: Runner) -> RunSummary:
+        """List, plan what is new, and do what is missing."""
         started = time.monotonic()
+        listing = list_sources(specs, self._config.sources)
+        self._display.note(f"sources: {len(listing.items) + len(listing.failures)} found, reading headers")
+        plan = self._extend(read_plan(self._folder), listing, runner)
+        self._rate.check_plan(plan)
+        return self._execute(plan, started, runner)
+
+    def retry(self, runner: Runner) -> RunSummary:
+        """Do only what failed again: read the failed sources' headers, decode the failed clips."""
+        started = time.monotonic()
+        known = read_plan(self._folder)
+        listing, rest = failed_media(known, self._config.sources)
+        failed = set(self._folder.fragments(Kind.ERRORS)) & {request.request_id for request in known.requests}
+        self._display.note(
+            f"retry: {len(listing.items) + len(listing.failures)} sources, and failed clips of {len(failed)} requests"
+        )
+        announce_retry(self._folder, failed | announced_retry(self._folder))
+        plan = self._extend(rest, listing, runner, known)
+        return self._execute(plan, started, runner)
+
+    def _extend(self, known: Plan, listing: Listing, runner: Runner, written: Plan | None = None) -> Plan:
+        """Plan what the listing holds and `known` does not, and write it down where it differs from `written`."""
+        recipe = Recipe(preprocessing=self._checkpoint.preprocessing, config=self._config)
+        plan = make_plan(listing, known, lambda items: runner.probe(items, self._config), recipe)
+        self._lease.check()
+        if plan != (written or known):
+            write_plan(self._folder, plan, errors_schema(model=self._model, config_hash=self._config_hash))
+        return plan
+
+    def _execute(self, plan: Plan, started: float, runner: Runner) -> RunSummary:
+        """Run what is missing, and leave `run.json` and a summary."""
         if self._model.random_weights:
             self._display.note(f"model {self._model.model_id}: seeded random weights; the vectors mean nothing")
-        plan = self._plan(specs, runner)
         planned_seconds = time.monotonic() - started
-        done = done_requests(self._folder)
-        missing = [request for request in plan.requests if request.request_id not in done]
+        missing = missing_requests(self._folder, plan.requests)
         progress = self._progress(plan, missing, runner)
         self._display.note(
             f"plan: {len(plan.sources)} sources, {plan.num_clip_rows} clips in {len(plan.requests)} requests, "
             f"{len(missing)} of them to do"
         )
         if missing:
-            for receipt in runner.run(missing, self._job()):
-                progress.add(receipt)
-                self._display.update(progress)
+            self._run_missing(missing, progress, runner)
+        self._lease.check()
+        end_retry(self._folder)
         summary = self._summary(plan, progress, time.monotonic() - started)
-        write_run_record(self._folder, self._record(summary, progress, planned_seconds))
+        write_run_record(self._folder, finished_record(self._record(), summary, progress, planned_seconds))
         return summary
 
-    def _plan(self, specs: Sequence[str], runner: Runner) -> Plan:
-        listing = list_sources(specs, self._config.sources)
-        self._display.note(f"sources: {len(listing.items) + len(listing.failures)} found, reading headers")
-        recipe = Recipe(preprocessing=self._checkpoint.preprocessing, config=self._config)
-        known = self._read_plan()
-        plan = make_plan(listing, known, lambda items: runner.probe(items, self._config), recipe)
-        if plan != known:
-            self._write_plan(plan)
-        return plan
+    def _run_missing(self, missing: Sequence[RequestPlan], progress: Progress, runner: Runner) -> None:
+        with closing(runner.run(missing, self._job())) as receipts:
+            for receipt in receipts:
+                progress.add(receipt)
+                self._display.update(progress)
+                self._lease.check()
+                self._rate.check_clips(progress)
 
-    def _read_plan(self) -> Plan:
-        stems = self._folder.fragments(Kind.PLAN), self._folder.fragments(Kind.SOURCES)
-        if stems != ((PLAN_STEM,), (PLAN_STEM,)):
-            return EMPTY_PLAN
-        return Plan(
-            requests=tuple(requests_of(read_table(self._folder, Kind.PLAN, PLAN_STEM))),
-            sources=sources_of(read_table(self._folder, Kind.SOURCES, PLAN_STEM)),
-            failures=self._read_failures(),
+    def _resolve_model(self) -> None:
+        self._checkpoint = resolve_model(self._config.model)
+        self._model = ModelIdentity(
+            model_id=self._checkpoint.model_id,
+            model_revision=self._checkpoint.revision,
+            random_weights=self._checkpoint.is_random,
         )
-
-    def _read_failures(self) -> tuple[Failure, ...]:
-        if PLAN_STEM not in self._folder.fragments(Kind.ERRORS):
-            return ()
-        return failures_of(read_table(self._folder, Kind.ERRORS, PLAN_STEM))
-
-    def _write_plan(self, plan: Plan) -> None:
-        """The list of sources comes last: without it the next run plans again, to the same requests."""
-        errors = errors_table(plan.failures, errors_schema(model=self._model, config_hash=self._config_hash))
-        write_table(self._folder, Kind.ERRORS, PLAN_STEM, errors)
-        write_table(self._folder, Kind.PLAN, PLAN_STEM, plan_table(plan.requests))
-        write_table(self._folder, Kind.SOURCES, PLAN_STEM, sources_table(plan.sources))
+        self._config_hash = digest_values(
+            self._config.result_values, self._model.model_id, self._model.model_revision, self._model.random_weights
+        )
 
     def _job(self) -> Job:
         output = self._config.output
@@ -237,10 +288,8 @@ class _Run:
     def _count_errors(self) -> int:
         return sum(count_rows(self._folder, Kind.ERRORS, stem) for stem in self._folder.fragments(Kind.ERRORS))
 
-    def _record(
-        self, summary: RunSummary | None = None, progress: Progress | None = None, planned_seconds: float = 0.0
-    ) -> RunRecord:
-        record = RunRecord(
+    def _record(self) -> RunRecord:
+        return RunRecord(
             started_at=self._started_at,
             model=self._model,
             config_hash=self._config_hash,
@@ -248,33 +297,3 @@ class _Run:
             config=self._config.model_dump(mode="json"),
             versions=installed_versions(),
         )
-        if summary is None or progress is None:
-            return record
-        return replace(
-            record,
-            finished_at=_now(),
-            bottleneck=summary.bottleneck,
-            counts={
-                "sources": summary.num_sources,
-                "clips": summary.num_clips,
-                "clips_done_before": summary.num_clips_done_before,
-                "errors": summary.num_errors,
-                "requests": summary.num_requests,
-                "rows": summary.num_new_rows,
-                "frames": summary.num_frames,
-                "patches": summary.num_patches,
-                "device_copies": summary.num_device_copies,
-            },
-            timings_seconds={
-                "elapsed": summary.elapsed_seconds,
-                "plan": planned_seconds,
-                "decode": progress.decode_seconds,
-                "encode": progress.encode_seconds,
-                "write": progress.write_seconds,
-                "video": summary.video_seconds,
-            },
-        )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

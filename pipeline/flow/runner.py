@@ -1,6 +1,6 @@
 """What a runner is: a way to call the stages. `local` is a serial loop, `cluster` is Ray Data."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
@@ -42,10 +42,13 @@ class Runner(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def probe(self, items: Sequence[SourceItem], config: Config) -> Iterator[ProbeResult]:
+    def probe(self, items: Sequence[SourceItem], config: Config) -> Generator[ProbeResult]:
         """Read headers, results in any order."""
         ...
 
-    def run(self, requests: Sequence[RequestPlan], job: Job) -> Iterator[Receipt]:
-        """Decode, encode and write requests; a receipt as each is written, in any order."""
+    def run(self, requests: Sequence[RequestPlan], job: Job) -> Generator[Receipt]:
+        """Decode, encode and write requests; a receipt as each is written, in any order.
+
+        Closing the generator ends the work that is under way.
+        """
         ...

@@ -9,6 +9,9 @@ kill. Jobs run one at a time; patch rows cross in shared memory, everything else
 A deadline is `decode.timeout_seconds` plus `decode.timeout_per_video_second` for each second of video up
 to the last wanted frame. A job knows frames, not seconds, and work goes with frames: 24 count as a
 second. A probe may have to read the whole file, and is given as long as a second of video a megabyte.
+
+Where deaths are written down (see attempts.py), a medium whose decoder was killed from outside or crashed is tried
+once more at once, because it may be innocent; one that ended its decoder twice is refused.
 """
 
 import os
@@ -26,6 +29,7 @@ from typing import IO, Any, Self
 import pipeline.media
 from pipeline.config import DecodeConfig, ImagesConfig, LimitsConfig
 from pipeline.errors import ErrorCode, MediaError, RequestError, RunError, Stage
+from pipeline.media.attempts import MAX_DEATHS, Attempts, Death
 from pipeline.media.container import ClipJob, ClipReport, MediaInfo, MediaType
 from pipeline.media.grid import grid_of, row_bytes
 from pipeline.media.protocol import receive_message, send_message
@@ -34,6 +38,7 @@ from pipeline.media.shared_buffer import SharedBuffer
 __all__ = ["Sandbox", "SharedBuffer"]
 
 _START_SECONDS = 120.0
+_START_TRIES = 3
 _FRAMES_PER_SECOND = 24.0
 _LAST_WORDS_BYTES = 2_000
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -44,10 +49,14 @@ class Sandbox:
 
     The process starts with the first job, serves many, and is replaced after it was killed or died. Linux
     ends it with the thread that started it, so that it cannot outlive this process: use a lasting thread.
+    `attempts` is where deaths are written down; None forgets them.
     """
 
-    def __init__(self, decode: DecodeConfig, images: ImagesConfig, limits: LimitsConfig) -> None:
+    def __init__(
+        self, decode: DecodeConfig, images: ImagesConfig, limits: LimitsConfig, attempts: Attempts | None = None
+    ) -> None:
         self._decode, self._images, self._limits = decode, images, limits
+        self._attempts = attempts
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
 
@@ -108,6 +117,23 @@ class Sandbox:
     def _ask(
         self, message: dict[str, Any], handle: int | None, video_seconds: float, uri: str, stage: Stage
     ) -> dict[str, Any]:
+        """Try a job, and once more where the decoder crashed; refuse a medium that has ended two decoders."""
+        if self._attempts is None:
+            return self._try(message, handle, video_seconds, uri, stage)
+        self._attempts.require_allowed(uri, stage)
+        while True:
+            try:
+                return self._try(message, handle, video_seconds, uri, stage)
+            except MediaError as error:
+                if self._process is not None:  # it lives: an error of the medium
+                    raise
+                num_deaths = self._attempts.record(Death(uri=uri, code=error.code, message=error.message))
+                if error.code is ErrorCode.DECODER_TIMEOUT or num_deaths >= MAX_DEATHS:
+                    raise
+
+    def _try(
+        self, message: dict[str, Any], handle: int | None, video_seconds: float, uri: str, stage: Stage
+    ) -> dict[str, Any]:
         """Send a job and wait for its answer until its deadline."""
         channel = self._living_channel()
         allowed_seconds = self._decode.timeout_seconds + self._decode.timeout_per_video_second * video_seconds
@@ -154,13 +180,26 @@ class Sandbox:
         """The channel to a child that runs, started now if need be: one that died idle is nobody's fault."""
         if self._process is not None and self._process.poll() is not None:
             self.close()
-        if self._channel is None:
-            with TemporaryFile() as stderr:
-                self._start(stderr)
+        for tries_left in reversed(range(_START_TRIES)):
+            if self._channel is None:
+                self._start(is_last=not tries_left)
         assert self._channel is not None
         return self._channel
 
-    def _start(self, stderr: IO[bytes]) -> None:
+    def _start(self, *, is_last: bool) -> None:
+        """Start a child; one that is killed meanwhile (for want of memory, say) says nothing of the next one."""
+        with TemporaryFile() as stderr:
+            try:
+                self._start_once(stderr)
+            except (EOFError, OSError) as error:
+                ended = self._bury()
+                if is_last or ended != signal.SIGKILL.name:
+                    raise RunError(f"the decoder process did not start ({ended}): {_last_words(stderr)}") from error
+            except BaseException:
+                self.close()
+                raise
+
+    def _start_once(self, stderr: IO[bytes]) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             self._channel = ours
@@ -178,16 +217,9 @@ class Sandbox:
             "images": self._images.model_dump(mode="json"),
             "limits": self._limits.model_dump(mode="json"),
         }
-        try:
-            ours.settimeout(_START_SECONDS)
-            send_message(ours, settings)
-            receive_message(ours)
-        except (EOFError, OSError) as error:
-            self.close()
-            raise RunError(f"the decoder process did not start: {_last_words(stderr)}") from error
-        except BaseException:
-            self.close()
-            raise
+        ours.settimeout(_START_SECONDS)
+        send_message(ours, settings)
+        receive_message(ours)
 
 
 def _import_path() -> list[str]:

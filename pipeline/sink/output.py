@@ -5,12 +5,17 @@
     OUT/plan/*.parquet              one row a request
     OUT/errors/<request>.parquet    one row a failure
     OUT/embeddings/<request>.parquet
+    OUT/lease.json                  who is at it, while a run is (lease.py)
+    OUT/retry.json                  failed requests that are being done again, while a retry is
+    OUT/attempts/*.json             media that ended their decoder, a file each time
+    OUT/table/                      a compacted copy of the embeddings, where one was asked for (compact.py)
 
 fsspec and not pyarrow.fs: it is what the sources are read through, so one set of drivers and credentials serves both
 ends. Local folders go around it, by exact bytes and with fsync, which fsspec does not offer.
 """
 
 import os
+import shutil
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -53,6 +58,11 @@ class OutputFolder:
         """The folder on this machine, or None for an object store."""
         path = local_path(self.uri)
         return None if path is None else Path(os.fsdecode(path))
+
+    @property
+    def attempts_uri(self) -> str:
+        """Where the deaths of decoders are written down."""
+        return f"{self.uri.rstrip('/')}/attempts"
 
     def name(self, kind: Kind, stem: str) -> str:
         """Give a fragment's path below the folder. `stem` is one plain name: ours, never a user's."""
@@ -101,6 +111,48 @@ class OutputFolder:
             store, root = self.store()
             if store.exists(f"{root}/{name}"):
                 store.rm_file(f"{root}/{name}")
+        except OSError as error:
+            raise OutputError(f"output {self.uri!r}: {name}: cannot be removed: {error.strerror or error}") from error
+
+    def size(self, name: str) -> int:
+        """Give a file's bytes. Raises: OutputError."""
+        try:
+            if self.local is not None:
+                return (self.local / name).stat().st_size
+            store, root = self.store()
+            return int(store.size(f"{root}/{name}") or 0)
+        except OSError as error:
+            raise OutputError(f"output {self.uri!r}: {name}: cannot be read: {error.strerror or error}") from error
+
+    def make(self, name: str) -> None:
+        """Make a folder below the folder. Raises: OutputError."""
+        try:
+            if self.local is not None:
+                (self.local / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"output {self.uri!r}: {name}: cannot be made: {error.strerror or error}") from error
+
+    def entries(self, name: str) -> tuple[str, ...]:
+        """List everything in a folder below the folder, hidden names too; empty where there is none."""
+        try:
+            if self.local is not None:
+                return tuple(sorted(path.name for path in (self.local / name).iterdir()))
+            store, root = self.store()
+            paths = (str(path).rstrip("/") for path in store.ls(f"{root}/{name}", detail=False))
+            return tuple(sorted(path.rpartition("/")[2] for path in paths))
+        except FileNotFoundError:
+            return ()
+
+    def remove_all(self, name: str) -> None:
+        """Remove a file, or a folder with everything in it, below the folder. Raises: OutputError."""
+        try:
+            if self.local is None:
+                store, root = self.store()
+                store.rm(f"{root}/{name}", recursive=True)
+            elif (self.local / name).is_dir():
+                shutil.rmtree(self.local / name)
+            else:
+                (self.local / name).unlink(missing_ok=True)
         except OSError as error:
             raise OutputError(f"output {self.uri!r}: {name}: cannot be removed: {error.strerror or error}") from error
 

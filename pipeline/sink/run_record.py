@@ -86,6 +86,14 @@ def read_run_record(folder: OutputFolder) -> RunRecord | None:
         ) from error
 
 
+def require_run_record(folder: OutputFolder) -> RunRecord:
+    """Read the folder's `run.json`. Raises: OutputError where there is none, or it is not ours."""
+    record = read_run_record(folder)
+    if record is None:
+        raise OutputError(f"output {folder.uri!r}: expected an output of `patchwire embed`, found none")
+    return record
+
+
 def check_same_run(existing: RunRecord, *, result_config: Mapping[str, PlainValue], model: ModelIdentity) -> None:
     """Refuse to mix rows of two configs or models in one folder.
 

@@ -25,6 +25,7 @@ from pipeline.sink.books import (
 from pipeline.sink.output import RUN_RECORD, Kind, OutputFolder
 from pipeline.sink.rows import Constants, FragmentCheck
 from pipeline.sink.run_record import RunRecord, read_run_record
+from pipeline.sink.table_check import TableCheck
 
 _UNREADABLE = (OSError, KeyError, ValueError, TypeError, pa.ArrowException)
 _LEVELS = ("clip", "frame", "token")
@@ -34,7 +35,8 @@ _LEVELS = ("clip", "frame", "token")
 class VerifyReport:
     """The books of an output. A clip under two paths counts twice; `discrepancies` holds the first 20 sentences.
 
-    A source counts once a path; it is failed when it has an error row of its own.
+    A source counts once a path; it is failed when it has an error row of its own. `num_table_rows` are those of the
+    compacted table, None where there is none; `num_newer_requests` were written since it was made.
     """
 
     num_sources: int
@@ -47,6 +49,8 @@ class VerifyReport:
     num_error_rows: int
     num_discrepancies: int
     discrepancies: tuple[str, ...]
+    num_table_rows: int | None
+    num_newer_requests: int
 
     @property
     def ok(self) -> bool:
@@ -66,6 +70,7 @@ def verify_output(folder: OutputFolder) -> VerifyReport:
         check.errors()
         check.plan(record)
         check.sources()
+        check.table()
     return check.report()
 
 
@@ -82,6 +87,7 @@ class _Verification:
         self._requests: set[str] = set()
         self._num_embedded = 0
         self._num_rows = 0
+        self._table = TableCheck(folder, self._findings)
 
     def run_record(self) -> RunRecord | None:
         """Read the run's own statement; without it nothing else can be judged."""
@@ -133,6 +139,10 @@ class _Verification:
         for uri, source_id in self._clips_of_source.keys() - self._sources.keys():
             self._findings.add(f"source {uri!r} ({source_id}) is planned and not among the sources")
 
+    def table(self) -> None:
+        """Hold the compacted table, if there is one, against the fragments that it was made of."""
+        self._table.read(self._folder.fragments(Kind.EMBEDDINGS))
+
     def report(self) -> VerifyReport:
         """State the books as they are."""
         failed = {uri for uri, num in self._errors.by_source.items() if num}
@@ -147,6 +157,8 @@ class _Verification:
             num_error_rows=self._errors.by_clip.total() + self._errors.by_source.total(),
             num_discrepancies=self._findings.num,
             discrepancies=tuple(self._findings.sentences),
+            num_table_rows=self._table.num_rows,
+            num_newer_requests=self._table.num_newer_requests,
         )
 
     def _reading(self, kind: Kind, stem: str, read: Callable[[], None]) -> bool:

@@ -6,10 +6,17 @@ from typing import Self
 import pyarrow as pa
 
 from pipeline.config import Config
+from pipeline.media.attempts import Attempts
 from pipeline.media.sandbox import Sandbox
 from pipeline.plan.probe import items_of, probe_source, results_table
 from pipeline.plan.schema import requests_of
 from pipeline.request.build import build_request
+
+
+def make_sandbox(config: Config, attempts_uri: str | None) -> Sandbox:
+    """A decoder process for a run's settings; deaths are written down below `attempts_uri`, if there is one."""
+    attempts = None if attempts_uri is None else Attempts(attempts_uri)
+    return Sandbox(config.decode, config.images, config.limits, attempts)
 
 
 class DecodingStage:
@@ -18,9 +25,9 @@ class DecodingStage:
     A context manager, or closed by hand.
     """
 
-    def __init__(self, config: Config, shared: Sandbox | None = None) -> None:
+    def __init__(self, config: Config, shared: Sandbox | None = None, attempts_uri: str | None = None) -> None:
         self._is_shared = shared is not None
-        self._sandbox = shared or Sandbox(config.decode, config.images, config.limits)
+        self._sandbox = shared or make_sandbox(config, attempts_uri)
 
     def __enter__(self) -> Self:
         return self
@@ -39,8 +46,8 @@ class DecodingStage:
 class Probe(DecodingStage):
     """Reads headers and hashes contents."""
 
-    def __init__(self, config: Config, shared: Sandbox | None = None) -> None:
-        super().__init__(config, shared)
+    def __init__(self, config: Config, shared: Sandbox | None = None, attempts_uri: str | None = None) -> None:
+        super().__init__(config, shared, attempts_uri)
         self._with_times = config.frames.sampling == "time"
 
     def __call__(self, items: pa.Table) -> pa.Table:

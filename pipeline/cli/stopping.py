@@ -1,0 +1,47 @@
+"""Ctrl-C and SIGTERM end a command in order: workers are stopped, the lease is given back, a line says how to go on.
+
+Either signal becomes an exception in the main thread, so every `with` block on the way out does its part. A second
+signal changes nothing; a way out that takes too long is cut short, and then the kernel ends the decoders (they die
+with their parent) and Ray ends what it started for this process.
+"""
+
+import os
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from pipeline.errors import RunError
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_LONGEST_END_SECONDS = 20.0
+
+
+class _StopError(KeyboardInterrupt):
+    """Like Ctrl-C, so that nothing on the way takes it for an error of its own."""
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into a RunError that names the command to go on with. Only in the main thread."""
+    before = {number: signal.signal(number, _stop) for number in _SIGNALS}
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        command = shlex.join(["patchwire", *sys.argv[1:]])
+        raise RunError(f"stopped by {error or 'SIGINT'}; what is finished is kept. To go on: {command}") from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    for each in _SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    timer = threading.Timer(_LONGEST_END_SECONDS, os._exit, (RunError.exit_code,))
+    timer.daemon = True
+    timer.start()
+    raise _StopError(signal.Signals(number).name)

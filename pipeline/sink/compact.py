@@ -1,0 +1,226 @@
+"""The embeddings again in a few large files, with a manifest that changes in one step.
+
+    OUT/table/manifest.json             the files of the current generation, and which fragments are in them
+    OUT/table/<generation>/*.parquet    whole before the manifest names them, never changed, requests in order
+
+The fragments stay: they are how a run knows what is done, and no plain folder can swap many files for one, so a
+reader that lists `embeddings/` would for an instant see rows twice or not at all. Readers choose a place and never
+see a row twice in it: `embeddings/*.parquet` is current at every instant, the manifest's files are the state at the
+last `patchwire compact`. The trade-off is the space of a second copy; remove `table/` when it is not needed.
+
+A kill at any point leaves the old manifest with its files, or the new one with its own; leftovers are removed by the
+next compaction. The generation before the current one stays until then, so that a reader that has just read the
+manifest can finish. A fragment that a retry made anew makes the table stale, not wrong: `verify` says how many requests
+are newer than it.
+"""
+
+import json
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import BinaryIO, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.digest import digest_bytes
+from pipeline.errors import OutputError
+from pipeline.sink.atomic import write_atomically
+from pipeline.sink.fragments import ROW_GROUP_BYTES, parquet_options, read_table
+from pipeline.sink.output import Kind, OutputFolder
+
+TABLE = "table"
+MANIFEST = f"{TABLE}/manifest.json"
+PART_BYTES = 512 << 20
+_READ_BYTES = 1 << 20
+_BATCH_ROWS = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompactedFragment:
+    """One request in a part: its rows lie one after another, as in its fragment, whose bytes hash to `digest`."""
+
+    request_id: str
+    num_rows: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One file of the table; `name` is its path below the output."""
+
+    name: str
+    num_rows: int
+    fragments: tuple[CompactedFragment, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The current generation of the table, and the one before it."""
+
+    generation: str
+    previous: str | None
+    parts: tuple[Part, ...]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all parts."""
+        return sum(part.num_rows for part in self.parts)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """What the fragment of each request hashed to when it was copied."""
+        return {fragment.request_id: fragment.digest for part in self.parts for fragment in part.fragments}
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote. Raises: ValueError, KeyError or TypeError for anything else."""
+        values = json.loads(text)
+        parts = tuple(
+            Part(**{**part, "fragments": tuple(CompactedFragment(**fragment) for fragment in part["fragments"])})
+            for part in values["parts"]
+        )
+        return cls(generation=values["generation"], previous=values["previous"], parts=parts)
+
+    def to_json(self) -> str:
+        """As JSON with a final newline."""
+        return json.dumps(asdict(self)) + "\n"
+
+
+def read_manifest(folder: OutputFolder) -> Manifest | None:
+    """Read the table's manifest, None where nothing was compacted. Raises: OutputError where it is not ours."""
+    try:
+        with folder.open(MANIFEST) as file:
+            return Manifest.from_json(file.read().decode("ascii"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(
+            f"output {folder.uri!r}: {MANIFEST}: expected a manifest of this version, got: {error}"
+        ) from error
+
+
+def compact_output(folder: OutputFolder, part_bytes: int = PART_BYTES) -> Manifest:
+    """Copy all fragments into files of about `part_bytes` and make them the table; only under the lease.
+
+    Raises: OutputError for a fragment that cannot be read, or where there is no room; the old table stays.
+    Cost: every fragment is read twice and written once; a row group, or one fragment, is in memory.
+    """
+    old = read_manifest(folder)
+    _remove_generations(folder, keep={old.generation} if old else set())
+    generation = secrets.token_hex(8)
+    parts = tuple(_write_parts(folder, f"{TABLE}/{generation}", part_bytes))
+    manifest = Manifest(generation=generation, previous=old.generation if old else None, parts=parts)
+    data = manifest.to_json().encode("ascii")
+
+    def write(file: BinaryIO) -> None:
+        file.write(data)
+
+    write_atomically(folder, MANIFEST, write)
+    return manifest
+
+
+def fragment_digest(folder: OutputFolder, request_id: str) -> str:
+    """Hash a fragment's bytes. Raises: OSError."""
+    with folder.open(folder.name(Kind.EMBEDDINGS, request_id)) as file:
+        return digest_bytes(iter(lambda: file.read(_READ_BYTES), b""))
+
+
+class PartReader:
+    """Gives a part's rows in order, as many as are asked for; a context manager.
+
+    Raises: OSError or pyarrow.ArrowException where the part is missing or damaged.
+    """
+
+    def __init__(self, folder: OutputFolder, part: Part) -> None:
+        self._file = folder.open(part.name)
+        try:
+            self._parquet = pq.ParquetFile(self._file, page_checksum_verification=True)
+        except BaseException:
+            self._file.close()
+            raise
+        self._batches = self._parquet.iter_batches(batch_size=_BATCH_ROWS)
+        self._rest: pa.Table = self._parquet.schema_arrow.empty_table()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._parquet.close()
+        self._file.close()
+
+    def take(self, num_rows: int) -> pa.Table:
+        """Give the next rows, fewer where the part ends."""
+        while self._rest.num_rows < num_rows and (batch := next(self._batches, None)) is not None:
+            self._rest = pa.concat_tables([self._rest, pa.Table.from_batches([batch])])
+        taken, self._rest = self._rest.slice(0, num_rows), self._rest.slice(num_rows)
+        return taken
+
+
+def _write_parts(folder: OutputFolder, place: str, part_bytes: int) -> Iterator[Part]:
+    folder.make(place)
+    for number, request_ids in enumerate(_groups(folder, part_bytes)):
+        name = f"{place}/part-{number:05}.parquet"
+        writer = _PartWriter(folder, request_ids)
+        write_atomically(folder, name, writer)
+        yield Part(
+            name=name, num_rows=sum(fragment.num_rows for fragment in writer.copied), fragments=tuple(writer.copied)
+        )
+
+
+def _groups(folder: OutputFolder, part_bytes: int) -> Iterator[list[str]]:
+    """Requests in the order of their names, so that the same fragments give the same parts."""
+    group: list[str] = []
+    num_bytes = 0
+    for request_id in folder.fragments(Kind.EMBEDDINGS):
+        group.append(request_id)
+        num_bytes += folder.size(folder.name(Kind.EMBEDDINGS, request_id))
+        if num_bytes >= part_bytes:
+            yield group
+            group, num_bytes = [], 0
+    if group:
+        yield group
+
+
+class _PartWriter:
+    """Writes the rows of some fragments into one open file; called once."""
+
+    def __init__(self, folder: OutputFolder, request_ids: Sequence[str]) -> None:
+        self._folder, self._request_ids = folder, request_ids
+        self._pending: list[pa.Table] = []
+        self.copied: list[CompactedFragment] = []
+
+    def __call__(self, file: BinaryIO) -> None:
+        schema = self._read(self._request_ids[0]).schema
+        with pq.ParquetWriter(file, schema, **parquet_options(schema)) as writer:
+            for request_id in self._request_ids:
+                table = self._read(request_id)
+                digest = fragment_digest(self._folder, request_id)
+                self.copied.append(CompactedFragment(request_id=request_id, num_rows=table.num_rows, digest=digest))
+                # Fragments of another version of Patchwire say so in their metadata; their columns are the same.
+                self._pending.append(table.cast(schema))
+                if sum(pending.nbytes for pending in self._pending) >= ROW_GROUP_BYTES:
+                    self._flush(writer)
+            self._flush(writer)
+
+    def _flush(self, writer: pq.ParquetWriter) -> None:
+        if self._pending:
+            writer.write_table(pa.concat_tables(self._pending))
+        self._pending = []
+
+    def _read(self, request_id: str) -> pa.Table:
+        try:
+            return read_table(self._folder, Kind.EMBEDDINGS, request_id)
+        except (OSError, pa.ArrowException) as error:
+            where = f"output {self._folder.uri!r}: {self._folder.name(Kind.EMBEDDINGS, request_id)}"
+            raise OutputError(f"{where}: cannot be read: {error}; run `patchwire verify`") from error
+
+
+def _remove_generations(folder: OutputFolder, keep: set[str]) -> None:
+    """Remove what killed compactions left, and generations that no reader of the manifest can still be at."""
+    for name in folder.entries(TABLE):
+        if name not in keep and f"{TABLE}/{name}" != MANIFEST:
+            folder.remove_all(f"{TABLE}/{name}")

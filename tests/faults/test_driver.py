@@ -1,0 +1,78 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.sink.output import OutputFolder
+from pipeline.sink.verify import verify_output
+from tests.faults.processes import (
+    REPOSITORY,
+    SETTINGS,
+    Command,
+    embed_here,
+    fragment_bytes,
+    num_fragments,
+    patchwire,
+    wait_until,
+)
+
+# Looks at the output: some 20 for lease, run.json and plan, then about ten a request.
+KILL_POINTS = (1, 8, 20, 24, 25, 26, 27, 28, 29)
+
+
+def killed_runs(sources: Path, out: Path, points: tuple[int, ...]) -> list[int]:
+    command = [sys.executable, "-m", "tests.faults.killed_driver", str(sources), str(out), *map(str, points)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr
+    return [int(line) for line in done.stdout.split()]
+
+
+@pytest.mark.timeout(300)
+def test_a_driver_killed_at_any_point_leaves_what_an_uninterrupted_run_would(
+    videos: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "OUT"
+    ends = killed_runs(videos, out, (*KILL_POINTS, 1_000_000))
+    assert ends == [-signal.SIGKILL] * len(KILL_POINTS) + [0]
+    assert fragment_bytes(out) == fragment_bytes(undisturbed)
+    assert not list(out.rglob(".*"))
+    assert verify_output(OutputFolder(str(out))).ok
+
+
+@pytest.mark.parametrize(("runner", "number"), [("local", signal.SIGTERM), ("ray", signal.SIGINT)])
+def test_a_signal_ends_a_run_in_order_and_leaves_no_process_behind(
+    videos: Path, undisturbed: Path, tmp_path: Path, runner: str, number: signal.Signals
+) -> None:
+    out = tmp_path / "OUT"
+    with Command("embed", videos, "--out", out, *SETTINGS, "--runner", runner) as command:
+        assert wait_until(lambda: num_fragments(out) >= 2)
+        os.killpg(command.pid, number)  # as a terminal does: the whole foreground group gets it
+        stopped = command.finish(20)
+        assert wait_until(lambda: not command.processes(), 5)
+    assert stopped.returncode == 1
+    assert f"stopped by {number.name}" in stopped.stderr
+    assert f"To go on: patchwire embed {videos} --out {out}" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert not (out / "lease.json").exists()
+    assert num_fragments(out) < num_fragments(undisturbed)
+    embed_here(videos, out)
+    assert fragment_bytes(out) == fragment_bytes(undisturbed)
+
+
+def test_a_second_run_is_refused_while_the_first_one_lives_and_takes_over_when_it_was_killed(
+    videos: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "OUT"
+    arguments = ("embed", videos, "--out", out, *SETTINGS, "--runner", "local")
+    with Command(*arguments) as first:
+        assert wait_until(lambda: num_fragments(out) >= 2)
+        os.kill(first.pid, signal.SIGSTOP)
+        refused = patchwire(*arguments)
+        assert refused.returncode == 1
+        assert f"is held by process {first.pid} on" in refused.stderr
+        os.kill(first.pid, signal.SIGKILL)
+    embed_here(videos, out)
+    assert fragment_bytes(out) == fragment_bytes(undisturbed)

@@ -1,0 +1,101 @@
+"""An output in a real S3 server: embed, resume, a lost fragment, the lease, compaction, `verify`."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline import Config, RunSummary, embed
+from pipeline.errors import OutputBusyError
+from pipeline.sink.compact import compact_output
+from pipeline.sink.fragments import read_table
+from pipeline.sink.lease import LEASE, Holder, Lease
+from pipeline.sink.output import Kind, OutputFolder
+from pipeline.sink.verify import verify_output
+from tests.flow.tables import embeddings_of
+
+moto_server = pytest.importorskip("moto.server", reason="the development extra brings an S3 server")
+pytest.importorskip("s3fs", reason="the development extra brings fsspec's driver for S3")
+
+pytestmark = [
+    # botocore's and moto's own; they end with the server.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:(botocore|moto|aiobotocore).*"),
+]
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The URL of an empty bucket; drivers find the server and its keys in the environment, as users set them."""
+    import s3fs
+
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem().mkdir("outputs")
+    yield "s3://outputs"
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+def run(corpus: Path, out: str) -> RunSummary:
+    return embed(corpus, out, config=Config.from_values({"model": "random:tiny"}), runner="local")
+
+
+def test_an_output_in_s3_is_made_resumed_and_verified_like_one_on_a_disk(
+    corpus: Path, bucket: str, tmp_path: Path
+) -> None:
+    folder = OutputFolder(f"{bucket}/OUT")
+    first = run(corpus, folder.uri)
+    assert (first.num_errors, first.exit_code) == (2, 3)
+    assert verify_output(folder).ok
+
+    stems = folder.fragments(Kind.EMBEDDINGS)
+    lost = read_table(folder, Kind.EMBEDDINGS, stems[0])
+    folder.remove(folder.name(Kind.EMBEDDINGS, stems[0]))
+    assert not verify_output(folder).ok
+    assert run(corpus, folder.uri).num_requests == 1
+    assert read_table(folder, Kind.EMBEDDINGS, stems[0]).equals(lost)
+    assert run(corpus, folder.uri).num_requests == 0
+
+    run(corpus, str(tmp_path / "OUT"))
+    store, root = folder.store()
+    store.get(f"{root}/embeddings/", str(tmp_path / "copy" / "embeddings"), recursive=True)
+    assert embeddings_of(tmp_path / "copy").equals(embeddings_of(tmp_path / "OUT"))
+    assert LEASE not in {path.rpartition("/")[2] for path in store.ls(root, detail=False)}
+
+    compact_output(folder)
+    compact_output(folder)
+    report = verify_output(folder)
+    assert report.ok
+    assert report.num_table_rows == report.num_rows
+
+
+def test_of_two_runs_in_s3_one_is_refused_and_a_stale_one_is_taken_over(bucket: str) -> None:
+    folder = OutputFolder(f"{bucket}/LEASED")
+    folder.create()
+    with Lease(folder):
+        with pytest.raises(OutputBusyError, match=str(os.getpid())), Lease(folder):
+            pass
+        # Both looked before either wrote: the put itself must refuse the second.
+        with pytest.raises(OutputBusyError):
+            Lease(folder)._create()
+    stale = replace(Holder.this_process(), run_id="old", machine="far", heartbeat_at="2020-01-01T00:00:00+00:00")
+    lease = Lease(folder)
+    lease._holder = stale
+    lease._create()
+    with Lease(folder) as taken:
+        taken.check()

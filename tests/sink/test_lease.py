@@ -1,0 +1,173 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from pipeline.errors import OutputBusyError, OutputError
+from pipeline.sink.lease import LEASE, Holder, Lease
+from pipeline.sink.output import OutputFolder
+
+from .factories import make_folder
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+HOLD = """
+import sys, time
+from pipeline.sink.lease import Lease
+from pipeline.sink.output import OutputFolder
+with Lease(OutputFolder(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(120)
+"""
+
+
+@pytest.fixture(params=["disk", "store"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OutputFolder]:
+    if request.param == "disk":
+        yield make_folder(tmp_path)
+        return
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    folder = OutputFolder("memory://bucket/out")
+    folder.create()
+    yield folder
+    memory.store.clear()
+
+
+def write_lease(folder: OutputFolder, holder: Holder) -> None:
+    values = {name: getattr(holder, name) for name in Holder.__slots__}
+    store, root = fsspec.core.url_to_fs(folder.uri)
+    store.pipe_file(f"{root}/{LEASE}", json.dumps(values).encode())
+
+
+def read_lease(folder: OutputFolder) -> Holder:
+    with folder.open(LEASE) as file:
+        return Holder(**json.loads(file.read()))
+
+
+def elsewhere(heartbeat_at: str) -> Holder:
+    """A run on another machine."""
+    return replace(Holder.this_process(), run_id="other", host="far", machine="far", pid=1, heartbeat_at=heartbeat_at)
+
+
+def wait_for(condition: threading.Event | object, tries: int = 200) -> bool:
+    pause = threading.Event()
+    return any(condition() or pause.wait(0.02) for _ in range(tries))  # type: ignore[operator]
+
+
+def test_a_second_run_is_refused_with_who_and_since_when(folder: OutputFolder) -> None:
+    with Lease(folder):
+        holder = read_lease(folder)
+        with pytest.raises(OutputBusyError) as refused, Lease(folder):
+            pass
+        assert read_lease(folder) == holder
+    assert str(os.getpid()) in str(refused.value)
+    assert holder.host in str(refused.value)
+    assert holder.started_at in str(refused.value)
+
+
+def test_a_clean_end_gives_the_output_back(folder: OutputFolder) -> None:
+    with Lease(folder):
+        pass
+    with pytest.raises(FileNotFoundError):
+        folder.open(LEASE)
+    with Lease(folder):
+        pass
+
+
+def test_an_error_gives_the_output_back_too(folder: OutputFolder) -> None:
+    with pytest.raises(KeyboardInterrupt), Lease(folder):
+        raise KeyboardInterrupt
+    with Lease(folder):
+        pass
+
+
+def test_a_run_elsewhere_with_an_old_heartbeat_is_taken_over_and_a_fresh_one_is_not(folder: OutputFolder) -> None:
+    write_lease(folder, elsewhere("2020-01-01T00:00:00.000+00:00"))
+    with Lease(folder):
+        assert read_lease(folder).pid == os.getpid()
+    write_lease(folder, elsewhere(Holder.this_process().heartbeat_at))
+    with pytest.raises(OutputBusyError, match="far"), Lease(folder):
+        pass
+
+
+def test_a_run_that_was_taken_over_finds_out_and_leaves_the_lease_alone(folder: OutputFolder) -> None:
+    thief = elsewhere(Holder.this_process().heartbeat_at)
+
+    def is_lost() -> bool:
+        try:
+            lease.check()
+        except OutputBusyError as error:
+            return "far" in str(error)
+        return False
+
+    with Lease(folder, period_seconds=0.05) as lease:
+        lease.check()
+        write_lease(folder, thief)
+        assert wait_for(is_lost)
+    assert read_lease(folder) == thief
+
+
+def test_the_heartbeat_goes_on_while_the_run_does(folder: OutputFolder) -> None:
+    with Lease(folder, period_seconds=0.05):
+        first = read_lease(folder).heartbeat_at
+        assert wait_for(lambda: read_lease(folder).heartbeat_at > first)
+
+
+def test_a_killed_run_of_this_machine_is_taken_over_at_once_and_a_stopped_one_is_not(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    command = [sys.executable, "-c", HOLD, folder.uri]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        os.kill(holder.pid, signal.SIGSTOP)
+        with pytest.raises(OutputBusyError, match=str(holder.pid)), Lease(folder):
+            pass
+        holder.kill()
+    with Lease(folder):
+        assert read_lease(folder).pid == os.getpid()
+
+
+def test_a_process_number_that_is_used_again_does_not_keep_the_output(folder: OutputFolder) -> None:
+    write_lease(folder, replace(Holder.this_process(), run_id="dead", process_started=1))
+    with Lease(folder):
+        assert read_lease(folder).run_id != "dead"
+
+
+def test_of_many_runs_that_find_a_stale_lease_one_gets_it(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    write_lease(folder, elsewhere("2020-01-01T00:00:00.000+00:00"))
+    start, end, outcomes = threading.Barrier(8), threading.Event(), []
+
+    def contend() -> None:
+        start.wait()
+        try:
+            with Lease(folder):
+                outcomes.append("held")
+                end.wait(30)
+        except OutputBusyError:
+            outcomes.append("refused")
+
+    threads = [threading.Thread(target=contend) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    assert wait_for(lambda: len(outcomes) == 8)
+    end.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["held", *["refused"] * 7]
+
+
+def test_a_lease_of_another_version_is_neither_ignored_nor_removed(folder: OutputFolder) -> None:
+    store, root = fsspec.core.url_to_fs(folder.uri)
+    store.pipe_file(f"{root}/{LEASE}", b'{"run": 1}')
+    with pytest.raises(OutputError, match="remove it"), Lease(folder):
+        pass
+    assert store.exists(f"{root}/{LEASE}")

@@ -1,0 +1,315 @@
+"""The faults of the contract at length: each scenario is a function that says what it did and whether that held.
+
+`scale` shortens a scenario (1.0 is its full length); what must hold is the same at any length.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pyarrow.dataset as ds
+
+from pipeline.config import DecodeConfig, ImagesConfig, LimitsConfig
+from pipeline.errors import ErrorCode, MediaError
+from pipeline.flow.run import retry
+from pipeline.media.attempts import Attempts
+from pipeline.media.container import ClipJob
+from pipeline.media.sandbox import Sandbox, SharedBuffer
+from pipeline.sink.output import OutputFolder
+from pipeline.sink.verify import verify_output
+from tests.faults.processes import (
+    REPOSITORY,
+    SETTINGS,
+    Command,
+    embed_here,
+    fragment_bytes,
+    num_fragments,
+    send,
+    wait_until,
+)
+from tests.media_factory import make_image, make_video
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a scenario did; `holds` is whether the contract did."""
+
+    holds: bool
+    facts: dict[str, Any]
+
+
+def driver_killed(folder: Path, scale: float) -> Outcome:
+    """SIGKILL of the driver at random points, the output resumed each time."""
+    videos = _videos(folder / "videos", 24)
+    embed_here(videos, folder / "WHOLE")
+    rng, num_kills = random.Random(0), max(5, int(50 * scale))
+    points = [str(rng.randrange(1, 60)) for _ in range(num_kills)]
+    out = folder / "OUT"
+    module = [sys.executable, "-m", "tests.faults.killed_driver", str(videos), str(out), *points, "1000000"]
+    ends = subprocess.run(module, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.split()
+    same = fragment_bytes(out) == fragment_bytes(folder / "WHOLE")
+    report = verify_output(OutputFolder(str(out)))
+    facts = {"kills": ends.count("-9"), "clips": report.num_clips, "rows": report.num_rows, "same_bytes": same}
+    return Outcome(holds=same and report.ok and ends[-1] == "0", facts=facts)
+
+
+def workers_killed(folder: Path, scale: float) -> Outcome:
+    """SIGKILL of the decode actors every 5 s, each fourth time of the encode actor too (2,000 clips at full length)."""
+    num_kills = max(4, int(20 * scale))
+    images = _images(folder / "images", int(2000 * max(scale, 0.2)))
+    started = time.monotonic()
+    arguments = ("embed", images, *SETTINGS, "--runner", "ray")
+    with Command(*arguments, "--out", folder / "WHOLE") as command:
+        command.finish(1200)
+    undisturbed_seconds = time.monotonic() - started
+    out, kills = folder / "OUT", {"(DecodeActor)": 0, "(EncodeActor)": 0}
+    started = time.monotonic()
+    with Command(*arguments, "--out", out) as command:
+        wait_until(lambda: num_fragments(out))
+        for number in range(num_kills):
+            for victim in ["(DecodeActor)", *["(EncodeActor)"] * (number % 4 == 3)]:
+                for pid in command.processes(victim):
+                    send(pid, signal.SIGKILL)
+                    kills[victim] += 1
+            if wait_until(command.has_ended, 5):
+                break
+        ended = command.finish(1200)
+    same = fragment_bytes(out) == fragment_bytes(folder / "WHOLE")
+    report = verify_output(OutputFolder(str(out)))
+    facts = {
+        "decode_kills": kills["(DecodeActor)"],
+        "encode_kills": kills["(EncodeActor)"],
+        "clips": report.num_clips,
+        "rows": report.num_rows,
+        "errors": report.num_error_rows,
+        "same_bytes": same,
+        "undisturbed_seconds": round(undisturbed_seconds, 1),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    return Outcome(holds=same and report.ok and ended.returncode == 0, facts=facts)
+
+
+def node_killed(folder: Path, scale: float) -> Outcome:
+    """SIGKILL of the raylet of a worker node, which ends its workers, in a Ray cluster at work."""
+    del scale
+    images = _images(folder / "images", 400)
+    embed_here(images, folder / "WHOLE")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.soak.lost_node", str(images), str(folder / "OUT")],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    report = verify_output(OutputFolder(str(folder / "OUT"))) if not done.returncode else None
+    same = fragment_bytes(folder / "OUT") == fragment_bytes(folder / "WHOLE")
+    facts = {
+        "clips": 400,
+        "rows": report.num_rows if report else " ".join(done.stderr.split())[-300:],
+        "same_bytes": same,
+    }
+    return Outcome(holds=report is not None and report.ok and same, facts=facts)
+
+
+def corrupt_files(folder: Path, scale: float) -> Outcome:
+    """1, 10 and 100 % corrupt files (of 1,000 at full length)."""
+    count = int(1000 * max(scale, 0.2))
+    images = _images(folder / "images", count)
+    embed_here(images, folder / "WHOLE")
+    whole = _vectors(folder / "WHOLE")
+    facts: dict[str, Any] = {"files": count}
+    holds = True
+    for percent in (1, 10, 100):
+        media, out = folder / f"media{percent}", folder / f"OUT{percent}"
+        media.mkdir()
+        for number, path in enumerate(sorted(images.iterdir())):
+            content = path.read_bytes()
+            (media / path.name).write_bytes(content[: len(content) // 3] if number % (100 // percent) == 0 else content)
+        summary = embed_here(media, out)
+        same = all(whole[name] == vector for name, vector in _vectors(out).items()) if percent < 100 else True
+        facts[f"{percent}%"] = f"{summary.num_new_rows} rows, {summary.num_errors} errors"
+        holds &= same and summary.num_new_rows + summary.num_errors == count
+        holds &= verify_output(OutputFolder(str(out))).ok
+    return Outcome(holds=holds, facts=facts)
+
+
+def decoders_hang(folder: Path, scale: float) -> Outcome:
+    """Decoders stopped for ever, once for every tenth file; then a retry."""
+    num_hangs = max(2, int(10 * scale))
+    videos = _videos(folder / "videos", num_hangs * 10)
+    out = folder / "OUT"
+    hasty = ("--set", "decode.timeout_seconds=2")
+    hung: set[int] = set()
+    with Command("embed", videos, "--out", out, *SETTINGS, *hasty, "--runner", "local") as command:
+        while not command.has_ended():
+            done = num_fragments(out)
+            for pid in command.processes("pipeline.media.worker"):
+                if len(hung) < num_hangs and done >= 9 * len(hung) + 1 and pid not in hung:
+                    hung.add(pid)
+                    send(pid, signal.SIGSTOP)
+            time.sleep(0.05)
+        command.finish()
+    first = verify_output(OutputFolder(str(out)))
+    retry(out, overrides=["decode.timeout_seconds=60"], runner="local")
+    last = verify_output(OutputFolder(str(out)))
+    facts = {"clips": first.num_clips, "hangs": len(hung), "errors": first.num_error_rows, "after_retry": last.num_rows}
+    within = first.num_error_rows <= len(hung)
+    return Outcome(holds=first.ok and last.ok and within and last.num_rows == num_hangs * 10, facts=facts)
+
+
+def many_images(folder: Path, scale: float) -> Outcome:
+    """Many small images (100,000 at full length): the driver's memory and the number of output files."""
+    count = max(2000, int(100_000 * scale))
+    images = folder / "images"
+    images.mkdir()
+    for number in range(count):
+        picture = np.full((32, 32, 3), number % 251, dtype=np.uint8)
+        picture[0, 0] = (number & 255, number >> 8 & 255, number >> 16)
+        (images / f"{number}.ppm").write_bytes(b"P6 32 32 255\n" + picture.tobytes())
+    out = folder / "OUT"
+    peak_kib = 0
+    with Command("embed", images, "--out", out, "--model", "random:tiny", "--runner", "ray") as command:
+        while not command.has_ended():
+            status = Path(f"/proc/{command.pid}/status").read_text()
+            if "VmHWM" in status:
+                peak_kib = max(peak_kib, int(status.split("VmHWM:")[1].split()[0]))
+            time.sleep(0.2)
+        ended = command.finish()
+    files = sum(1 for path in out.rglob("*") if path.is_file())
+    report = verify_output(OutputFolder(str(out)))
+    facts = {"images": count, "rows": report.num_rows, "driver_peak_mib": peak_kib >> 10, "output_files": files}
+    holds = report.ok and ended.returncode == 0 and report.num_rows == count and peak_kib < 1 << 20 and files <= 1000
+    return Outcome(holds=holds, facts=facts)
+
+
+def long_video(folder: Path, scale: float) -> Outcome:
+    """A long video at one frame a second (ten hours at full length), its driver killed in the middle."""
+    num_frames = int(36_000 * max(scale, 0.1))
+    video = folder / "long.mp4"
+    with av.open(str(video), "w") as output:
+        stream = output.add_stream("libx264", rate=1, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for number in range(num_frames):
+            picture = np.full((64, 96, 3), number % 256, dtype=np.uint8)
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        output.mux(stream.encode(None))
+    out = folder / "OUT"
+    settings = ("--set", "clips.mode=stride", "--set", "clips.seconds=60", *SETTINGS, "--runner", "local")
+    peak_kib = 0
+    with Command("embed", video, "--out", out, *settings) as command:
+        wait_until(lambda: num_fragments(out) >= num_frames // 120, 600)
+        for pid in command.processes("pipeline.media.worker"):
+            peak_kib = int(Path(f"/proc/{pid}/status").read_text().split("VmHWM:")[1].split()[0])
+        os.kill(command.pid, signal.SIGKILL)
+    before = {
+        path.name: path.stat().st_mtime_ns for path in (out / "embeddings").iterdir() if path.suffix == ".parquet"
+    }
+    config = {"clips": {"mode": "stride", "seconds": 60}}
+    summary = embed_here(video, out, **config)
+    kept = all((out / "embeddings" / name).stat().st_mtime_ns == written for name, written in before.items())
+    report = verify_output(OutputFolder(str(out)))
+    facts = {
+        "video_seconds": num_frames,
+        "clips": report.num_clips,
+        "done_before_the_kill": len(before),
+        "done_after": summary.num_requests,
+        "decoder_peak_mib": peak_kib >> 10,
+    }
+    return Outcome(holds=report.ok and kept and peak_kib < 2 << 20 and summary.num_errors == 0, facts=facts)
+
+
+def fuzz(folder: Path, scale: float) -> Outcome:
+    """Mutated media through probe, decode and patchify: each ends as rows or as one error, and the next is served."""
+    seeds = [make_image(folder / f"s.{kind}") for kind in ("png", "jpg", "gif", "webp", "bmp", "tiff")]
+    seeds += [make_video(folder / f"v.{kind}", num_frames=8) for kind in ("mp4", "mkv", "avi", "ts")]
+    seeds += [make_video(folder / "v.webm", num_frames=8, codec="libvpx-vp9", options={"cpu-used": "8"})]
+    rng, end = random.Random(int(1000 * scale)), time.monotonic() + max(20, 300 * scale)
+    codes: dict[str, int] = {}
+    num_inputs = 0
+    decode, limits = DecodeConfig(timeout_seconds=5), LimitsConfig(max_decoder_bytes=1 << 30)
+    with Sandbox(decode, ImagesConfig(), limits, Attempts(str(folder / "attempts"))) as box:
+        while time.monotonic() < end:
+            seed = rng.choice(seeds)
+            target = folder / f"m{num_inputs}{seed.suffix}"
+            target.write_bytes(_mutate(seed.read_bytes(), rng))
+            code = _outcome(box, target)
+            codes[code] = codes.get(code, 0) + 1
+            target.unlink()
+            num_inputs += 1
+        good = _outcome(box, seeds[0])
+    facts = {"inputs": num_inputs, **dict(sorted(codes.items()))}
+    return Outcome(holds=good == "rows", facts=facts)
+
+
+def _outcome(box: Sandbox, path: Path) -> str:
+    try:
+        info = box.probe(str(path))
+        indices = tuple(range(min(info.num_frames, 4)))
+        job = ClipJob(
+            uri=str(path),
+            media_type=info.media_type,
+            frame_indices=indices,
+            num_source_frames=info.num_frames,
+            resized_height=64,
+            resized_width=64,
+        )
+        box.decode(job, SharedBuffer(1 << 20), 0)
+    except MediaError as error:
+        return ErrorCode(error.code).value
+    return "rows"
+
+
+def _mutate(content: bytes, rng: random.Random) -> bytes:
+    data = bytearray(content)
+    for _ in range(rng.choice((1, 2, 4, 16, 64))):
+        place = rng.randrange(len(data)) if rng.random() < 0.5 else rng.randrange(min(len(data), 200))
+        kind = rng.random()
+        if kind < 0.5:
+            data[place] = rng.choice((0, 1, 127, 128, 255, rng.randrange(256)))
+        elif kind < 0.8:
+            data[place : place + 4] = rng.choice((b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", b"\x80\0\0\0"))
+        else:
+            length = rng.randrange(1, 64)
+            data[place : place + length] = data[place + length : place + 2 * length]
+    return bytes(data[: rng.randrange(1, len(data) + 1)] if rng.random() < 0.2 else data)
+
+
+def _videos(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for number in range(count):
+        make_video(folder / f"{number:04}.mp4", num_frames=10 + number % 30)
+    return folder
+
+
+def _images(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for number in range(count):
+        make_image(folder / f"{number:05}.png", width=64, height=64, seed=number)
+    return folder
+
+
+def _vectors(out: Path) -> dict[str, list[float]]:
+    rows = ds.dataset(out / "embeddings", format="parquet").to_table(["source_uri", "embedding"]).to_pylist()
+    return {Path(row["source_uri"]).name: row["embedding"] for row in rows}
+
+
+SCENARIOS: tuple[Callable[[Path, float], Outcome], ...] = (
+    driver_killed,
+    workers_killed,
+    node_killed,
+    corrupt_files,
+    decoders_hang,
+    many_images,
+    long_video,
+    fuzz,
+)
