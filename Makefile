@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check lint types imports clean
+.PHONY: demo test soak check lint types imports clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -16,6 +16,9 @@ demo: $(STAMP)  ## Embed real sample videos and images with a tiny random model,
 
 test: $(STAMP)  ## All tests; those marked gpu need a CUDA device and skip without one.
 	$(BIN)/python -m pytest -q
+
+soak: $(STAMP)  ## Faults at scale, some twenty minutes on two cores; writes docs/soak.md.
+	$(BIN)/python -m tests.soak.report --scale 0.5
 
 check: lint types imports  ## Everything that reads code without running it.
 

@@ -15,7 +15,7 @@ import typer
 from pipeline.cli import render
 from pipeline.cli.stopping import stoppable
 from pipeline.config import Config, load_config
-from pipeline.errors import MediaError, PatchwireError
+from pipeline.errors import MediaError, PatchwireError, UsageError
 
 app = typer.Typer(
     add_completion=False,
@@ -153,10 +153,17 @@ def inspect(
 
     from pipeline.flow.inspect import contact_sheet, inspect_media
 
+    wanted = [path for path in (npz, png) if path is not None]
+    for path in wanted:
+        if not path.parent.is_dir():
+            raise UsageError(f"{path}: the folder {path.parent} does not exist")
     clips = []
     for clip in inspect_media(file, _config(config, settings, model)):
         _print_json(clip.to_json())
-        clips.append(clip)
+        if wanted:
+            clips.append(clip)
+    if wanted and not clips:
+        raise UsageError(f"{file}: no media in it, nothing to write")
     if npz is not None:
         rows = {f"patch_rows_{place}": clip.patch_rows for place, clip in enumerate(clips)}
         grids = np.array([clip.clip.grid_thw for clip in clips], dtype=np.int64)
@@ -170,8 +177,11 @@ def errors(out: Output, as_json: AsJson = False) -> None:
     """Group a run's error rows, with what each means and what to do."""
     from pipeline.sink.errors_report import group_errors
     from pipeline.sink.output import OutputFolder
+    from pipeline.sink.run_record import require_run_record
 
-    groups = group_errors(OutputFolder(out))
+    folder = OutputFolder(out)
+    require_run_record(folder)
+    groups = group_errors(folder)
     if as_json:
         _print_json([dataclasses.asdict(group) for group in groups])
     else:

@@ -1,5 +1,6 @@
 """How results look to a person; every function prints typed values that `flow`, `plan` or `sink` made."""
 
+import shlex
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -23,6 +24,11 @@ def _console() -> Console:
     return Console(highlight=False, soft_wrap=True)
 
 
+def _plain(text: str) -> str:
+    """Text of strangers (names, messages) for a terminal: control characters are shown, never sent."""
+    return escape("".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text))
+
+
 def summary(run: RunSummary) -> None:
     """The last lines of a run: counts, the bottleneck, the next command."""
     console = _console()
@@ -40,8 +46,8 @@ def summary(run: RunSummary) -> None:
         console.print("nothing new to do")
     if run.random_weights:
         console.print("seeded random weights: the vectors mean nothing; name a checkpoint with --model")
-    next_command = f"patchwire errors {run.output}" if run.num_errors else f"patchwire verify {run.output}"
-    console.print(f"table: {escape(run.output)}/embeddings\nnext:  {escape(next_command)}")
+    next_command = f"patchwire {'errors' if run.num_errors else 'verify'} {shlex.quote(run.output)}"
+    console.print(f"table: {_plain(run.output)}/embeddings\nnext:  {_plain(next_command)}")
 
 
 def plan(found: PlanSummary, failures: Sequence[Failure]) -> None:
@@ -63,7 +69,7 @@ def plan(found: PlanSummary, failures: Sequence[Failure]) -> None:
     if len(found.shapes) > _MAX_SHAPES:
         console.print(f"and {len(found.shapes) - _MAX_SHAPES} more shapes")
     for failure in failures[:_MAX_FAILURES]:
-        console.print(escape(f"{failure.code}: {failure.message}"))
+        console.print(_plain(f"{failure.code}: {failure.message}"))
     if len(failures) > _MAX_FAILURES:
         console.print(f"and {len(failures) - _MAX_FAILURES} more errors")
 
@@ -76,9 +82,9 @@ def error_groups(groups: Sequence[ErrorGroup], output: str) -> None:
     for group in groups:
         console.print(f"{group.code}: {group.num_errors}\n  {group.meaning} {group.action}")
         for example in group.examples:
-            console.print(escape(f"  - {example.source_uri} ({example.stage}): {example.message}"))
+            console.print(_plain(f"  - {example.source_uri} ({example.stage}): {example.message}"))
     if groups:
-        console.print(escape(f"next:  patchwire retry {output}"))
+        console.print(_plain(f"next:  patchwire retry {shlex.quote(output)}"))
 
 
 def verify(report: VerifyReport) -> None:
@@ -91,7 +97,7 @@ def verify(report: VerifyReport) -> None:
     if report.num_table_rows is not None:
         console.print(f"table: {report.num_table_rows} rows; {report.num_newer_requests} requests are newer")
     for discrepancy in report.discrepancies:
-        console.print(escape(f"- {discrepancy}"))
+        console.print(_plain(f"- {discrepancy}"))
     console.print("ok" if report.ok else "NOT ok")
 
 
@@ -100,11 +106,11 @@ def manifest(made: Manifest, output: str) -> None:
     console = _console()
     num_requests = sum(len(part.fragments) for part in made.parts)
     console.print(f"{made.num_rows} rows of {num_requests} requests in {len(made.parts)} files")
-    console.print(escape(f"table: {output}/{TABLE}/{made.generation}, listed by {output}/{MANIFEST}"))
+    console.print(_plain(f"table: {output}/{TABLE}/{made.generation}, listed by {output}/{MANIFEST}"))
 
 
 def checks(found: Sequence[Check]) -> None:
     """One line a check."""
     console = _console()
     for check in found:
-        console.print(escape(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.found}"))
+        console.print(_plain(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.found}"))

@@ -180,7 +180,7 @@ class LiveDisplay(QuietDisplay):
 
     def update(self, progress: Progress) -> None:
         """Redraw the totals."""
-        self._live.update(Text(progress.line()))
+        self._live.update(Text(progress.line(), no_wrap=True, overflow="ellipsis"))
 
     def __enter__(self) -> Self:
         self._live.start()

@@ -1,5 +1,6 @@
 """A run from its arguments to its summary: list, plan once, do what is missing, write down how it went."""
 
+import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -24,6 +25,7 @@ from pipeline.flow.progress import Display, Progress, QuietDisplay
 from pipeline.flow.runner import Job, Runner
 from pipeline.flow.summary import RunSummary, finished_record, utc_now
 from pipeline.media.attempts import Attempts
+from pipeline.media.location import path_uri
 from pipeline.plan.clips import Recipe
 from pipeline.plan.planner import EMPTY_PLAN, Plan, make_plan
 from pipeline.plan.retry import failed_media
@@ -78,11 +80,23 @@ def embed(
     if model is not None:
         settings = settings.model_copy(update={"model": model})
     folder = OutputFolder(str(out))
+    # First of all, so that a mistyped source leaves no folder behind.
+    listing = _outside(list_sources([str(spec) for spec in specs], settings.sources), folder)
     with ExitStack() as stack:
         shown = stack.enter_context(display or QuietDisplay())
         run = stack.enter_context(OpenRun(settings, folder, shown))
         working = stack.enter_context(make_runner(runner, settings, address, folder.attempts_uri))
-        return run.embed([str(spec) for spec in specs], working)
+        return run.embed(listing, working)
+
+
+def _outside(listing: Listing, folder: OutputFolder) -> Listing:
+    """What is not in the output itself: a run's own tables are no media, and there would be more of them each time."""
+    place = folder.uri if folder.local is None else path_uri(os.fsencode(folder.local))
+    inside = place.rstrip("/") + "/"
+    return Listing(
+        items=tuple(item for item in listing.items if not item.uri.startswith(inside)),
+        failures=tuple(failure for failure in listing.failures if not failure.uri.startswith(inside)),
+    )
 
 
 def retry(
@@ -184,10 +198,9 @@ class OpenRun:
     ) -> None:
         self._lease.__exit__(kind, error, trace)
 
-    def embed(self, specs: Sequence[str], runner: Runner) -> RunSummary:
-        """List, plan what is new, and do what is missing."""
+    def embed(self, listing: Listing, runner: Runner) -> RunSummary:
+        """Plan what is new, and do what is missing."""
         started = time.monotonic()
-        listing = list_sources(specs, self._config.sources)
         self._display.note(f"sources: {len(listing.items) + len(listing.failures)} found, reading headers")
         plan = self._extend(read_plan(self._folder), listing, runner)
         self._rate.check_plan(plan)

@@ -139,3 +139,23 @@ def test_doctor_finds_nothing_wrong_here() -> None:
     finished = patchwire("doctor", "--json")
     assert finished.returncode == 0, finished.stdout
     assert all(check["ok"] for check in json.loads(finished.stdout))
+
+
+def test_control_characters_of_a_name_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "\x1b]0;owned\x07.mp4").write_text("x")
+    finished = patchwire("plan", tmp_path / "m")
+    assert "\x1b" not in finished.stdout
+    assert r"\x1b]0;owned" in finished.stdout
+
+
+def test_errors_of_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
+    finished = patchwire("errors", tmp_path)
+    assert finished.returncode == 1
+    assert "expected an output of `patchwire embed`, found none" in finished.stderr
+
+
+def test_inspect_refuses_an_output_that_cannot_be_written_before_it_decodes(media: Path, tmp_path: Path) -> None:
+    finished = patchwire("inspect", media / "i.png", "--npz", tmp_path / "none" / "i.npz")
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert "does not exist" in finished.stderr

@@ -218,7 +218,7 @@ def test_a_run_that_lost_its_lease_stops(media: Path, tmp_path: Path, monkeypatc
 
     def steal() -> None:
         lease = out / "lease.json"
-        while not lease.exists():
+        while not (out / "run.json").exists():  # written when the lease is held and has been read back
             os.sched_yield()
         stolen = out / ".stolen"
         stolen.write_text(lease.read_text().replace('"run_id": "', '"run_id": "other'))

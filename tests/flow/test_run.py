@@ -176,3 +176,16 @@ def test_a_clip_is_read_from_another_of_its_paths_where_the_first_is_gone(tmp_pa
 def test_sources_that_match_nothing_are_wrong_usage(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         embed(tmp_path / "nothing.mp4", tmp_path / "OUT", model="random:tiny", runner="local")
+
+
+def test_an_output_inside_its_own_sources_is_not_embedded(tmp_path: Path) -> None:
+    make_image(tmp_path / "a.png")
+    for _ in range(2):
+        summary = run(tmp_path, tmp_path / "OUT")
+        assert (summary.num_sources, summary.exit_code) == (1, 0)
+
+
+def test_a_mistyped_source_leaves_no_folder_behind(tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        run(tmp_path / "typo", tmp_path / "OUT")
+    assert not (tmp_path / "OUT").exists()
