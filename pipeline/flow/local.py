@@ -11,7 +11,6 @@ from pipeline.plan.schema import RequestPlan, plan_table
 from pipeline.sink.receipt import Receipt, receipts_of
 from pipeline.sources.listing import SourceItem
 from pipeline.stages.decode import Decode, Probe, make_sandbox
-from pipeline.stages.encode import Encode
 from pipeline.stages.write import Write
 
 
@@ -43,6 +42,8 @@ class LocalRunner:
 
     def run(self, requests: Sequence[RequestPlan], job: Job) -> Generator[Receipt]:
         """Take each request the whole way before the next one begins."""
+        from pipeline.stages.encode import Encode  # torch takes a second, and planning does without
+
         decode = Decode(job.config, self.sandbox)
         encode, write = Encode(job.config, job.model), Write(job.target)
         for request in requests:
