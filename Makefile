@@ -14,8 +14,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## Embed real sample videos and images with a tiny random model, and show the table.
 	$(BIN)/python examples/demo.py
 
-test: $(STAMP)  ## All tests; those marked gpu need a CUDA device and skip without one.
-	$(BIN)/python -m pytest -q
+test: $(STAMP)  ## All tests, those of a Ray in a process of their own; gpu tests skip without a CUDA device.
+	$(BIN)/python -m pytest -q -m "not ray and not soak"
+	$(BIN)/python -m pytest -q -m "ray and not soak"
 
 soak: $(STAMP)  ## Faults at scale, some twenty minutes on two cores; writes docs/soak.md.
 	$(BIN)/python -m tests.soak.report --scale 0.5

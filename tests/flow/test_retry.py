@@ -204,7 +204,7 @@ def test_a_run_over_bad_input_alone_ends_with_error_rows_and_never_loads_the_enc
     def refuse(*_: object) -> None:
         raise AssertionError("the encoder was built for nothing")
 
-    monkeypatch.setattr("pipeline.flow.local.Encode", refuse)
+    monkeypatch.setattr("pipeline.stages.encode.Encode", refuse)
     for file in media.iterdir():
         file.write_bytes(b"not media")
     summary = run(media, tmp_path / "OUT")
