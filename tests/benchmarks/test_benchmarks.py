@@ -2,10 +2,12 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
-from benchmarks import encoder, pipeline, transfer
+from benchmarks import encoder, isolation, pipeline, transfer
+from tests.media_factory import make_video
 
 
 def run(
@@ -33,6 +35,16 @@ def test_the_encoder_is_as_exact_as_transformers(
 def test_a_transfer_on_the_cpu_is_a_view(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     record = run(transfer.main, ["--grid", "2x4x4", "--repeats", "2"], monkeypatch, capsys)
     assert [result["way"] for result in record["results"]] == ["uint8, view"]
+
+
+def test_isolation_is_measured_beside_the_same_work_in_one_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    video = make_video(tmp_path / "v.mp4", num_frames=8)
+    results = run(isolation.main, [str(video), "--repeats", "2", "--restarts", "1"], monkeypatch, capsys)["results"]
+    assert [result["clock"] for result in results[:2]] == ["wall", "cpu"]
+    assert all(result["sandbox"]["median"] > 0 for result in results[:2])
+    assert {"hung", "crashed"} < {result["what"] for result in results[2:]}
 
 
 @pytest.mark.ray

@@ -44,13 +44,14 @@ class Command:
         self._process.communicate()
 
     def processes(self, words: str = "") -> list[int]:
-        """Everything alive of this command whose command line holds the words."""
+        """Everything alive of this command whose name or command line holds the words."""
         return [int(path.name) for path in Path("/proc").glob("[0-9]*") if self._is_ours(path, words)]
 
     def _is_ours(self, folder: Path, words: str) -> bool:
         try:
             marked = self._mark in (folder / "environ").read_bytes().split(b"\0")
-            return marked and words in (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            line = (folder / "comm").read_bytes() + (folder / "cmdline").read_bytes().replace(b"\0", b" ")
+            return marked and words in line.decode()
         except OSError:
             return False
 

@@ -95,6 +95,33 @@ def test_decoder_that_died_idle_is_replaced_without_an_error(made):
         assert box.probe(str(made("h264.mp4"))).num_frames == 24
 
 
+def parent_of(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_template_is_fit_for_forking_and_outlives_the_decoders_that_are_killed(made):
+    with make_sandbox() as box:
+        templates = set()
+        for _ in range(3):
+            box.probe(str(made("h264.mp4")))
+            templates.add(parent_of(box.pid))
+            os.kill(box.pid, signal.SIGKILL)
+            assert wait_until(lambda: has_ended(box.pid))
+        (template,) = templates
+        assert len(list(Path(f"/proc/{template}/task").iterdir())) == 1
+    assert has_ended(template)
+
+
+def test_killed_template_is_replaced_without_an_error(made):
+    with make_sandbox() as box:
+        box.probe(str(made("h264.mp4")))
+        decoder, template = box.pid, parent_of(box.pid)
+        os.kill(template, signal.SIGKILL)
+        assert wait_until(lambda: has_ended(decoder))
+        assert box.probe(str(made("h264.mp4"))).num_frames == 24
+        assert parent_of(box.pid) != template
+
+
 def test_decoder_does_not_outlive_its_parent(made):
     code = (
         "import sys, time; from tests.media.test_sandbox import make_sandbox\n"

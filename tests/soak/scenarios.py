@@ -24,6 +24,7 @@ from pipeline.flow.run import retry
 from pipeline.media.attempts import Attempts
 from pipeline.media.container import ClipJob
 from pipeline.media.sandbox import Sandbox, SharedBuffer
+from pipeline.media.template import DECODER_NAME
 from pipeline.sink.output import OutputFolder
 from pipeline.sink.verify import verify_output
 from tests.faults.processes import (
@@ -153,7 +154,7 @@ def decoders_hang(folder: Path, scale: float) -> Outcome:
     with Command("embed", videos, "--out", out, *SETTINGS, *hasty, "--runner", "local") as command:
         while not command.has_ended():
             done = num_fragments(out)
-            for pid in command.processes("pipeline.media.worker"):
+            for pid in command.processes(DECODER_NAME):
                 if len(hung) < num_hangs and done >= 9 * len(hung) + 1 and pid not in hung:
                     hung.add(pid)
                     send(pid, signal.SIGSTOP)
@@ -208,7 +209,7 @@ def long_video(folder: Path, scale: float) -> Outcome:
     peak_kib = 0
     with Command("embed", video, "--out", out, *settings) as command:
         wait_until(lambda: num_fragments(out) >= num_frames // 120, 600)
-        for pid in command.processes("pipeline.media.worker"):
+        for pid in command.processes(DECODER_NAME):
             peak_kib = int(Path(f"/proc/{pid}/status").read_text().split("VmHWM:")[1].split()[0])
         os.kill(command.pid, signal.SIGKILL)
     before = {
