@@ -20,7 +20,6 @@ from tests.faults.processes import (
 )
 
 
-
 def is_at_work(command: Command, out: Path, done: int, victim: str) -> bool:
     return command.has_ended() or (num_fragments(out) >= done and bool(command.processes(victim)))
 
