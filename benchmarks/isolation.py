@@ -32,7 +32,7 @@ from pipeline.media.frames import open_frames
 from pipeline.media.grid import row_bytes
 from pipeline.media.location import open_binary
 from pipeline.media.patchify import write_clip
-from pipeline.media.sandbox import Sandbox, SharedBuffer
+from pipeline.media.sandbox import Sandbox
 from pipeline.media.video_pyav import IndexCache
 from pipeline.plan.schema import Clip
 from pipeline.request.build import clip_job
@@ -71,7 +71,7 @@ def in_process(clip: Clip, config: Config, cache: IndexCache) -> None:
 
 def in_sandbox(clip: Clip, sandbox: Sandbox) -> None:
     """The same through the decoder process."""
-    buffer = SharedBuffer(num_bytes(clip))
+    buffer = sandbox.new_buffer(num_bytes(clip))
     sandbox.decode(clip_job(clip, clip.source_uris[0]), buffer, 0)
     read_pages(buffer.memory)
 

@@ -24,7 +24,7 @@ from pipeline.media.container import ClipJob, ClipReport, MediaInfo, MediaType
 from pipeline.media.decoder_process import DecoderProcess
 from pipeline.media.grid import grid_of, row_bytes
 from pipeline.media.protocol import receive_message, send_message
-from pipeline.media.shared_buffer import SharedBuffer
+from pipeline.media.shared_buffer import BufferPool, SharedBuffer
 
 __all__ = ["Sandbox", "SharedBuffer"]
 
@@ -44,6 +44,7 @@ class Sandbox:
     ) -> None:
         self._decode, self._images, self._limits = decode, images, limits
         self._attempts = attempts
+        self._pool = BufferPool()
         sections = {"decode": decode, "images": images, "limits": limits}
         self._process = DecoderProcess({name: section.model_dump(mode="json") for name, section in sections.items()})
 
@@ -74,6 +75,10 @@ class Sandbox:
         reply["frame_times_seconds"] = None if times is None else tuple(times)
         reply["media_type"] = MediaType(reply["media_type"])
         return MediaInfo(**reply)
+
+    def new_buffer(self, num_bytes: int) -> SharedBuffer:
+        """A buffer for `decode`, in pages that an earlier one no longer needs: what is in them is anything."""
+        return SharedBuffer(num_bytes, self._pool)
 
     def decode(self, job: ClipJob, buffer: SharedBuffer, offset: int) -> ClipReport:
         """Turn a clip into patch rows at `offset` bytes of a buffer, in the order that patchify.py gives.

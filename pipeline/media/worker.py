@@ -10,18 +10,16 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from pipeline.config import DecodeConfig, ImagesConfig, LimitsConfig
 from pipeline.errors import ErrorCode, MediaError
 from pipeline.media.container import ClipJob, ClipReport, MediaInfo, MediaType
 from pipeline.media.frames import open_frames
 from pipeline.media.grid import grid_of, row_bytes
 from pipeline.media.location import open_binary
-from pipeline.media.patchify import write_clip
+from pipeline.media.patchify import fill_patches
 from pipeline.media.probe import probe_media
 from pipeline.media.protocol import receive_message, send_message
-from pipeline.media.shared_buffer import map_window
+from pipeline.media.shared_buffer import file_patches
 from pipeline.media.video_pyav import IndexCache
 
 # What a probe may read in the time that a second of video is given: 8 Mbit/s is a usual rate.
@@ -73,14 +71,13 @@ class Worker:
 
     def _decode(self, job: ClipJob, handle: int, offset: int) -> ClipReport:
         start = time.process_time()
-        grid = grid_of(job.media_type, len(job.frame_indices), job.resized_height, job.resized_width)
-        shape = grid[0] * grid[1] * grid[2], row_bytes(job.media_type)
-        num_bytes = shape[0] * shape[1]
-        window, within = map_window(handle, offset, num_bytes)
-        rows = np.frombuffer(window, np.uint8, num_bytes, within).reshape(shape)
+        t, h, w = grid_of(job.media_type, len(job.frame_indices), job.resized_height, job.resized_width)
+        shape = h * w, row_bytes(job.media_type)
         with open_binary(job.uri, max_bytes=self._limits.max_file_bytes) as file:
             clip = open_frames(job, file, self._decode_config, self._images, self._limits, self._cache)
-            write_clip(clip.frames, rows, job.media_type, job.resized_height, job.resized_width)
+            patches = file_patches(handle, offset, t, shape)
+            fill_patches(clip.frames, patches, job.media_type, job.resized_height, job.resized_width)
+        num_bytes = t * shape[0] * shape[1]
         return ClipReport(backend=clip.backend, num_bytes=num_bytes, decode_seconds=time.process_time() - start)
 
     def _extend_deadline(self, channel: socket.socket, video_seconds: float) -> None:

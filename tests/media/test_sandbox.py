@@ -176,6 +176,29 @@ def test_buffer_is_wrapped_by_arrow_without_a_copy_and_freed_with_its_last_view(
     assert mapping() is None
 
 
+def test_pages_of_a_buffer_are_used_again_once_nobody_looks_at_them(made, sandbox):
+    first = sandbox.new_buffer(5_000)
+    first.memory[:4] = b"mine"
+    wrapped, handle = pa.py_buffer(first.memory), first.handle
+    del first
+    gc.collect()
+    second = sandbox.new_buffer(5_000)
+    assert second.handle != handle
+    second.memory[:4] = b"next"
+    assert wrapped.to_pybytes()[:4] == b"mine"
+    del wrapped
+    gc.collect()
+    assert sandbox.new_buffer(4_000).handle == handle
+    gc.collect()
+    larger = sandbox.new_buffer(50_000)
+    assert larger.num_bytes == len(larger.memory) == 50_000
+    job = make_job(made("h264.mp4"), probe(made("h264.mp4")), [2, 3])
+    sandbox.decode(job, larger, 0)
+    again = sandbox.new_buffer(24 * 1536)
+    sandbox.decode(job, again, 0)
+    assert again.memory == larger.memory[: 24 * 1536]
+
+
 def test_many_buffers_leave_no_handles_behind():
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(50):
