@@ -182,6 +182,11 @@ class OutputConfig(Section):
     dtype: Literal["float16", "float32"] = Field(default="float32", description="Type of the stored vectors.")
     normalize: bool = Field(default=True, description="Scale each vector to length 1.")
     deepstack: bool = Field(default=False, description="At level `token`: the deepstack features too.")
+    compact: bool = Field(
+        default=False,
+        description="End a run by copying the embeddings into files of about 512 MB, named by an atomic manifest "
+        "(OUT/table). Off by default: the rows take their space twice, and each run that adds any copies them all.",
+    )
 
 
 class RayConfig(Section):
@@ -227,7 +232,7 @@ class Config(Section):
             "sizes": self.sizes.model_dump(mode="json"),
             "images": self.images.model_dump(mode="json"),
             "encode": {"dtype": self.encode.dtype},
-            "output": self.output.model_dump(mode="json"),
+            "output": self.output.model_dump(mode="json", exclude={"compact"}),
         }
 
     @classmethod

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import encoder, overlap, pipeline, recipe, transfer
+from benchmarks import encoder, isolation, overlap, pipeline, recipe, transfer
 from tests.media_factory import make_video
 
 
@@ -67,6 +67,16 @@ def test_the_recipe_and_patchwire_embed_the_same_videos(
     arguments = [str(video), "--copies", "2", "--model", "random:tiny", "--set", "ray.num_cpus=2"]
     results = run(recipe.main, arguments, monkeypatch, capsys)["results"]
     assert [result["videos"] for result in results] == [2, 2]
+
+
+def test_isolation_is_measured_beside_the_same_work_in_one_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    video = make_video(tmp_path / "v.mp4", num_frames=8)
+    results = run(isolation.main, [str(video), "--repeats", "2", "--restarts", "1"], monkeypatch, capsys)["results"]
+    assert [result["clock"] for result in results[:2]] == ["wall", "cpu"]
+    assert all(result["sandbox"]["median"] > 0 for result in results[:2])
+    assert {"hung", "crashed"} < {result["what"] for result in results[2:]}
 
 
 @pytest.mark.ray

@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.media.template import DECODER_NAME as DECODER
 from pipeline.sink.output import OutputFolder
 from pipeline.sink.verify import verify_output
 from tests.faults.processes import (
@@ -17,8 +18,6 @@ from tests.faults.processes import (
     send,
     wait_until,
 )
-
-DECODER = "pipeline.media.worker"
 
 
 def is_at_work(command: Command, out: Path, done: int, victim: str) -> bool:
