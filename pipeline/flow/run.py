@@ -25,6 +25,7 @@ from pipeline.flow.progress import Display, Progress, QuietDisplay
 from pipeline.flow.runner import Job, Runner
 from pipeline.flow.summary import RunSummary, finished_record, utc_now
 from pipeline.media.attempts import Attempts
+from pipeline.media.inside import container_of
 from pipeline.media.location import path_uri
 from pipeline.plan.clips import Recipe
 from pipeline.plan.planner import EMPTY_PLAN, Plan, make_plan
@@ -94,8 +95,8 @@ def _outside(listing: Listing, folder: OutputFolder) -> Listing:
     place = folder.uri if folder.local is None else path_uri(os.fsencode(folder.local))
     inside = place.rstrip("/") + "/"
     return Listing(
-        items=tuple(item for item in listing.items if not item.uri.startswith(inside)),
-        failures=tuple(failure for failure in listing.failures if not failure.uri.startswith(inside)),
+        items=tuple(item for item in listing.items if not container_of(item.uri).startswith(inside)),
+        failures=tuple(failure for failure in listing.failures if not container_of(failure.uri).startswith(inside)),
     )
 
 

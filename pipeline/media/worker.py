@@ -24,6 +24,7 @@ from PIL import Image
 
 from pipeline.config import DecodeConfig, ImagesConfig, LimitsConfig
 from pipeline.errors import ErrorCode, MediaError
+from pipeline.media.byte_range import ByteRange
 from pipeline.media.container import ClipJob, ClipReport, MediaInfo, MediaType
 from pipeline.media.frames import open_frames
 from pipeline.media.grid import grid_of, row_bytes
@@ -69,7 +70,7 @@ class Worker:
         uri = message["uri"]
         try:
             if message["do"] == "probe":
-                return {"info": asdict(self._probe(uri, message["with_times"]))}
+                return {"info": asdict(self._probe(uri, _byte_range(message), message["with_times"]))}
             assert handle is not None, "a decode job comes with its buffer"
             return {"report": asdict(self._decode(_job(message), handle, message["offset"]))}
         except MediaError as error:
@@ -80,8 +81,8 @@ class Worker:
             code, text = _classify(error), f"{type(error).__name__}: {error}"
             return {"code": code, "message": f"{uri}: expected decodable data: {text}"}
 
-    def _probe(self, uri: str, with_times: bool) -> MediaInfo:
-        with open_binary(uri, max_bytes=self._limits.max_file_bytes) as file:
+    def _probe(self, uri: str, byte_range: ByteRange | None, with_times: bool) -> MediaInfo:
+        with open_binary(uri, byte_range=byte_range, max_bytes=self._limits.max_file_bytes) as file:
             self._extend_deadline(file.seek(0, os.SEEK_END) / _BYTES_PER_VIDEO_SECOND)
             file.seek(0)
             return probe_media(file, uri, self._images, self._limits, with_times=with_times)
@@ -93,7 +94,7 @@ class Worker:
         num_bytes = shape[0] * shape[1]
         window, within = map_window(handle, offset, num_bytes)
         rows = np.frombuffer(window, np.uint8, num_bytes, within).reshape(shape)
-        with open_binary(job.uri, max_bytes=self._limits.max_file_bytes) as file:
+        with open_binary(job.uri, byte_range=job.byte_range, max_bytes=self._limits.max_file_bytes) as file:
             clip = open_frames(job, file, self._decode_config, self._images, self._limits, self._cache)
             write_clip(clip.frames, rows, job.media_type, job.resized_height, job.resized_width)
         return ClipReport(backend=clip.backend, num_bytes=num_bytes, decode_seconds=time.process_time() - start)
@@ -111,7 +112,13 @@ def _job(message: dict[str, Any]) -> ClipJob:
         num_source_frames=message["num_source_frames"],
         resized_height=message["resized_height"],
         resized_width=message["resized_width"],
+        byte_range=_byte_range(message),
     )
+
+
+def _byte_range(message: dict[str, Any]) -> ByteRange | None:
+    place = message["byte_range"]
+    return None if place is None else ByteRange(**place)
 
 
 def _classify(error: Exception) -> ErrorCode:
