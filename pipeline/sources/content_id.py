@@ -54,7 +54,7 @@ def content_id(item: SourceItem) -> str:
 def _require_listed(item: SourceItem, container: str) -> None:
     """Where a medium lies, and which row it is, was said of one version of its file."""
     found = file_version(container)
-    if found is not None and found != (item.num_bytes, item.modified_ns):
+    if found is not None and not item.was_listed_in(*found):
         message = f"{item.uri!r}: the file it lies in changed since it was listed"
         raise MediaError(ErrorCode.CHANGED_MEDIA, message, Stage.PROBE)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import ErrorCode, Stage, UsageError
 from pipeline.media.byte_range import ByteRange
+from pipeline.media.inside import inside_of
 
 _URL = re.compile(r"[A-Za-z][\w+.\-]*(::[A-Za-z][\w+.\-]*)*://")
 
@@ -20,9 +21,9 @@ _URL = re.compile(r"[A-Za-z][\w+.\-]*(::[A-Za-z][\w+.\-]*)*://")
 class SourceItem:
     """One medium, or one span of it: where it lies, and what tells its versions apart without reading it.
 
-    `start_seconds` and `end_seconds` are None where no bound was asked for. `num_bytes` and `modified_ns` are those of
-    the file, the whole shard or table for a medium inside one; `modified_ns` is 0 where a store has none. `byte_range`
-    is where a member lies in its shard, None for everything else.
+    `start_seconds` and `end_seconds` are None where no bound was asked for. `num_bytes` is the medium's size, and for a
+    row its even share of the table's. `modified_ns` is that of the file it lies in, 0 where a store has none.
+    `byte_range` is where a member lies in its shard, None for everything else.
     """
 
     uri: str
@@ -31,6 +32,10 @@ class SourceItem:
     num_bytes: int
     modified_ns: int
     byte_range: ByteRange | None = None
+
+    def was_listed_in(self, num_bytes: int, modified_ns: int) -> bool:
+        """Whether a file of this size and time is the one that it was found in; of a shard the time alone tells."""
+        return modified_ns == self.modified_ns and (num_bytes == self.num_bytes or inside_of(self.uri) is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -140,7 +140,7 @@ def _found(shard: SourceItem, uri: str, member: TarMember) -> Found:
         return failure_of(uri, ErrorCode.NOT_A_FILE, f"expected a plain file in the shard, got {member.refusal}")
     if _leaves(member.name):
         return failure_of(uri, ErrorCode.OUTSIDE_ROOT, "the member's name leads out of its archive")
-    return replace(shard, uri=uri, byte_range=member.byte_range)
+    return replace(shard, uri=uri, num_bytes=member.byte_range.num_bytes, byte_range=member.byte_range)
 
 
 def _compressed(uri: str) -> SourceFailure:

@@ -5,6 +5,7 @@ are such columns. A `uri` column makes a table a manifest instead. A table witho
 with several columns of them is refused, because none is meant more than the others.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -57,11 +58,24 @@ def list_rows(table: SourceItem) -> Iterator[Found]:
         start, end = (spans[name][row] if name in spans else None for name in SPAN_COLUMNS)
         start, end = checked_span(f"table {table.uri!r}, row {row}", start, end)
         uri = row_uri(table.uri, columns[0], row)
-        yield replace(table, uri=uri, start_seconds=start, end_seconds=end)
+        share = table.num_bytes // num_rows
+        yield replace(table, uri=uri, num_bytes=share, start_seconds=start, end_seconds=end)
 
 
 def named_row(item: SourceItem, inside: Inside) -> Found:
     """Give one cell by its own name; whether it is there shows when it is read."""
     if inside.cell is None:
         return failure_of(item.uri, ErrorCode.UNREADABLE, "expected row://<column>/<number>::<file>")
-    return item
+    return replace(item, num_bytes=item.num_bytes // max(1, _num_rows(inside.container, item.modified_ns)))
+
+
+@functools.lru_cache(maxsize=1)
+def _num_rows(uri: str, _modified_ns: int) -> int:
+    """Rows of the table that was asked for last, 0 where it cannot be read."""
+    from pipeline.media.table_cells import TableCells
+
+    try:
+        with open_binary(uri, stage=Stage.LIST) as file:
+            return TableCells(file).num_rows
+    except Exception:  # reading the cell says it better
+        return 0

@@ -19,7 +19,7 @@ def require_unchanged(item: SourceItem, source_id: str) -> None:
     Cost: one stat, and reading the file where that differs.
     """
     version = file_version(container_of(item.uri))
-    if version is None or version == (item.num_bytes, item.modified_ns):
+    if version is None or item.was_listed_in(*version):
         return
     num_bytes, modified_ns = version
     found = content_id(replace(item, num_bytes=num_bytes, modified_ns=modified_ns))
