@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.config import Config, load_config
-    from pipeline.flow.run import RunSummary, embed
+    from pipeline.flow.run import RunSummary, embed, prepare
 
-__all__ = ["Config", "RunSummary", "embed", "load_config"]
+__all__ = ["Config", "RunSummary", "embed", "load_config", "prepare"]
 
 _HOMES = {
     "Config": "pipeline.config",
     "load_config": "pipeline.config",
     "RunSummary": "pipeline.flow.run",
     "embed": "pipeline.flow.run",
+    "prepare": "pipeline.flow.run",
 }
 
 
