@@ -59,6 +59,8 @@ def prepared_config(folder: OutputFolder, overrides: Sequence[str] = ()) -> Conf
 
 def prepared_plan(folder: OutputFolder) -> Plan:
     """The plan of a folder all of whose requests are there. Raises: OutputError that counts those that are not."""
+    if not folder.fragments(Kind.SOURCES):
+        raise OutputError(f"prepared {folder.uri!r}: it has no plan yet; run `patchwire prepare` again")
     plan = read_plan(folder)
     stored = set(folder.fragments(Kind.REQUESTS))
     missing = [request.request_id for request in plan.requests if request.request_id not in stored]

@@ -89,7 +89,7 @@ def embed(
     check_same_requests(
         require_run_record(prepared, Kind.REQUESTS),
         result_config=settings.result_values,
-        model=_identity(resolve_model(settings.model)),
+        model=identity_of(resolve_model(settings.model)),
     )
     with ExitStack() as stack:
         shown = stack.enter_context(display or QuietDisplay())
@@ -336,7 +336,7 @@ class OpenRun:
 
     def _resolve_model(self) -> None:
         self._checkpoint = resolve_model(self._config.model)
-        self._model = _identity(self._checkpoint)
+        self._model = identity_of(self._checkpoint)
         self._config_hash = digest_values(
             self._config.result_values, self._model.model_id, self._model.model_revision, self._model.random_weights
         )
@@ -394,7 +394,8 @@ class OpenRun:
         )
 
 
-def _identity(checkpoint: Checkpoint) -> ModelIdentity:
+def identity_of(checkpoint: Checkpoint) -> ModelIdentity:
+    """What run records and rows say of a checkpoint."""
     return ModelIdentity(
         model_id=checkpoint.model_id, model_revision=checkpoint.revision, random_weights=checkpoint.is_random
     )

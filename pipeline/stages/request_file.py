@@ -6,6 +6,7 @@ never changed after that; one in an object store is read into memory once.
 """
 
 import mmap
+import os
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -40,11 +41,12 @@ def read_request(folder: OutputFolder, plan: RequestPlan) -> pa.Table:
     """
     where = f"prepared {folder.uri!r}: {folder.name(Kind.REQUESTS, plan.request_id)}"
     try:
-        reader = pa.ipc.open_file(pa.BufferReader(_bytes_of(folder, plan.request_id)))
-        table = reader.read_all()
+        data = _bytes_of(folder, plan.request_id)
     except OSError as error:
         raise OutputError(f"{where}: cannot be read: {error.strerror or error}") from error
-    except (pa.ArrowException, ValueError) as error:
+    try:
+        table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
+    except (pa.ArrowException, OSError, ValueError) as error:  # Arrow has all three for a damaged file
         raise RequestError(f"{where}: expected an Arrow IPC file: {error}; prepare it again") from error
     check_planned(checked_request(table, where), plan, where)
     return table
@@ -54,6 +56,8 @@ def _bytes_of(folder: OutputFolder, request_id: str) -> pa.Buffer:
     with folder.open(folder.name(Kind.REQUESTS, request_id)) as file:
         if folder.local is None:
             return pa.py_buffer(file.read())
+        if not os.fstat(file.fileno()).st_size:
+            return pa.py_buffer(b"")  # nothing cannot be mapped
         mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
     mapped.madvise(mmap.MADV_WILLNEED)
     return pa.py_buffer(mapped)

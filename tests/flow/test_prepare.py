@@ -170,7 +170,19 @@ def test_requests_and_embeddings_are_not_taken_for_each_other(media: Path, direc
 def test_a_damaged_request_stops_the_run_and_names_its_file(prepared: Path, tmp_path: Path) -> None:
     shutil.copytree(prepared / "P", tmp_path / "P")
     file = next((tmp_path / "P" / "requests").iterdir())
-    file.write_bytes(file.read_bytes()[:-100])
+    whole = file.read_bytes()
+    other = next(path for path in (tmp_path / "P" / "requests").iterdir() if path != file).read_bytes()
+    for content in (
+        b"",
+        b"text",
+        whole[:-100],
+        whole[: len(whole) // 2],
+        whole[:100] + b"x" * 900 + whole[1000:],
+        other,
+    ):
+        file.write_bytes(content)
+        with pytest.raises(RequestError, match=file.name):
+            Load(str(tmp_path / "P"))(plan_of(file))
     with pytest.raises(RequestError, match=file.name):
         embed(tmp_path / "P", tmp_path / "OUT", runner="local")
 
