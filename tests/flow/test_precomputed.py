@@ -59,7 +59,7 @@ def test_rows_from_elsewhere_give_the_vectors_of_their_media(
         assert found[name].equals(expected[name])
     assert set(found["decoder"].to_pylist()) == {"precomputed"}
     assert verify_output(OutputFolder(str(tmp_path / "OUT"))).ok
-    with pytest.raises(OutputMismatchError, match="model.id"):
+    with pytest.raises(OutputMismatchError, match=r"model\.id"):
         embed(tmp_path / "P", tmp_path / "OUT2", model="random:2b", runner="local")
 
 

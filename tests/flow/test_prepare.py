@@ -177,7 +177,7 @@ def test_a_damaged_request_stops_the_run_and_names_its_file(prepared: Path, tmp_
         b"text",
         whole[:-100],
         whole[: len(whole) // 2],
-        whole[:100] + b"x" * 900 + whole[1000:],
+        whole[:-300] + b"x" * 200 + whole[-100:],
         other,
     ):
         file.write_bytes(content)
