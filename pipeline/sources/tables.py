@@ -6,6 +6,7 @@ with several columns of them is refused, because none is meant more than the oth
 """
 
 import functools
+import io
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -38,6 +39,8 @@ def list_rows(table: SourceItem) -> Iterator[Found]:
 
     try:
         with open_binary(table.uri, stage=Stage.LIST) as file:
+            num_bytes = file.seek(0, io.SEEK_END)
+            file.seek(0)
             cells = TableCells(file)
             columns = [] if URI_COLUMN in cells.schema.names else media_columns(cells.schema)
             num_rows = cells.num_rows
@@ -53,6 +56,9 @@ def list_rows(table: SourceItem) -> Iterator[Found]:
     if len(columns) > 1:
         what = f"expected one column of media, found {', '.join(columns)}; name the one that is meant `bytes`"
         yield failure_of(table.uri, ErrorCode.UNSUPPORTED_MEDIA, what)
+        return
+    if num_rows > num_bytes:  # said by a footer, and each row would be held in memory
+        yield failure_of(table.uri, ErrorCode.CORRUPT_MEDIA, f"{num_rows} rows of media in {num_bytes} bytes")
         return
     for row in range(num_rows):
         start, end = (spans[name][row] if name in spans else None for name in SPAN_COLUMNS)

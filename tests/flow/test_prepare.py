@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pytest
 
@@ -125,6 +126,16 @@ def test_what_is_prepared_later_is_embedded_by_the_next_run(media: Path, tmp_pat
     embed(media / "a.mp4", tmp_path / "OTHER", config=CONFIG, runner="local")
     with pytest.raises(OutputError, match="name another --out"):
         embed(tmp_path / "P", tmp_path / "OTHER", runner="local")
+
+
+def test_requests_in_a_store_give_the_same_rows(media: Path, tmp_path: Path) -> None:
+    source, url = media / "i.png", "memory://prepared/P"
+    assert prepare(source, url, config=CONFIG, runner="local").num_requests == 1
+    assert prepare(source, url, config=CONFIG, runner="local").num_requests == 0
+    embed(url, tmp_path / "OUT", runner="local")
+    embed(source, tmp_path / "DIRECT", config=CONFIG, runner="local")
+    assert embeddings_of(tmp_path / "OUT").equals(embeddings_of(tmp_path / "DIRECT"))
+    fsspec.filesystem("memory").rm("/prepared", recursive=True)
 
 
 @pytest.mark.parametrize(

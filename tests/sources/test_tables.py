@@ -109,6 +109,13 @@ def test_a_cell_over_the_limit_is_refused(tmp_path: Path) -> None:
     assert refusal(f"row://bytes/1::{table}", max_bytes=100) is ErrorCode.LIMIT_EXCEEDED
 
 
+def test_a_table_of_more_rows_than_bytes_is_refused_before_they_are_listed(tmp_path: Path) -> None:
+    table = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"bytes": pa.nulls(100_000, pa.binary())}), table)
+    assert table.stat().st_size < 100_000
+    assert only_failure(list_with(table)).code is ErrorCode.CORRUPT_MEDIA
+
+
 def test_a_damaged_row_group_costs_its_own_rows(tmp_path: Path) -> None:
     table = tmp_path / "t.parquet"
     cells = [bytes([number]) * 1000 for number in range(6)]
