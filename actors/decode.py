@@ -1,9 +1,11 @@
-"""CPU actors that probe and decode."""
+"""CPU actors that probe, decode, and store what they decoded."""
 
 import pyarrow as pa
 
 from pipeline.config import Config
 from pipeline.stages.decode import Decode, Probe
+from pipeline.stages.prepared import Store
+from pipeline.stages.write import WriteTarget
 
 
 class ProbeActor:
@@ -26,3 +28,15 @@ class DecodeActor:
     def __call__(self, plan: pa.Table) -> pa.Table:
         """One row of PLAN_SCHEMA to one row of REQUEST_SCHEMA."""
         return self._stage(plan)
+
+
+class PrepareActor:
+    """Turns one plan row into one stored request, which never passes through Ray's object store."""
+
+    def __init__(self, config: Config, target: WriteTarget, attempts_uri: str | None = None) -> None:
+        self._decode = Decode(config, attempts_uri=attempts_uri)
+        self._store = Store(target)
+
+    def __call__(self, plan: pa.Table) -> pa.Table:
+        """One row of PLAN_SCHEMA to one row of RECEIPT_SCHEMA."""
+        return self._store(self._decode(plan))

@@ -5,6 +5,7 @@ import pyarrow as pa
 from pipeline.config import Config
 from pipeline.errors import PatchwireError
 from pipeline.stages.encode import Encode
+from pipeline.stages.prepared import Load
 
 
 class EncodeActor:
@@ -27,3 +28,15 @@ class EncodeActor:
         if self._refusal is not None:
             raise self._refusal
         return self._stage(request)
+
+
+class EncodePreparedActor(EncodeActor):
+    """Encodes prepared requests where they lie in their mapped files; what comes through Ray is plan rows."""
+
+    def __init__(self, config: Config, model: str, prepared_uri: str) -> None:
+        super().__init__(config, model)
+        self._load = Load(prepared_uri)
+
+    def __call__(self, plan: pa.Table) -> pa.Table:
+        """One row of PLAN_SCHEMA to one row of ENCODED_SCHEMA."""
+        return super().__call__(self._load(plan))

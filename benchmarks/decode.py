@@ -56,7 +56,7 @@ def plan_clip(path: str, config: Config) -> Clip:
 
 def patchwire(clip: Clip, backend: str, config: Config) -> Callable[[], object]:
     """What the decoder process does for a clip."""
-    job: ClipJob = clip_job(clip, clip.source_uris[0])
+    job: ClipJob = clip_job(clip, clip.sources[0])
     layout = RequestLayout.of(clip.media_type, [clip.grid_thw])
     rows = np.empty((layout.num_patches, layout.row_bytes), dtype=np.uint8)
     decode = DecodeConfig(video=backend)  # type: ignore[arg-type]

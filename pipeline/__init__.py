@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.config import Config, load_config
-    from pipeline.flow.run import RunSummary, embed
+    from pipeline.flow.precomputed import PrecomputedClip, store_precomputed
+    from pipeline.flow.run import RunSummary, embed, prepare
 
-__all__ = ["Config", "RunSummary", "embed", "load_config"]
+__all__ = ["Config", "PrecomputedClip", "RunSummary", "embed", "load_config", "prepare", "store_precomputed"]
 
 _HOMES = {
     "Config": "pipeline.config",
     "load_config": "pipeline.config",
     "RunSummary": "pipeline.flow.run",
     "embed": "pipeline.flow.run",
+    "prepare": "pipeline.flow.run",
+    "PrecomputedClip": "pipeline.flow.precomputed",
+    "store_precomputed": "pipeline.flow.precomputed",
 }
 
 

@@ -33,6 +33,7 @@ class SourcesConfig(Section):
     include: tuple[str, ...] = Field(default=("*",), description="File name patterns taken from folders.")
     exclude: tuple[str, ...] = Field(default=(), description="File name patterns left out of folders.")
     hidden: bool = Field(default=False, description="Take files and folders whose names begin with a dot.")
+    members: tuple[str, ...] = Field(default=("*",), description="Name patterns of the members taken from tar shards.")
     follow_outside: bool = Field(
         default=False,
         description="Follow links, and relative manifest paths, that leave the folder they were found in.",

@@ -73,10 +73,41 @@ def embed(
 ) -> None:
     """Embed media into Parquet tables."""
     with stoppable():
+        from pipeline.flow.prepared import find_prepared, prepared_config
         from pipeline.flow.progress import make_display
         from pipeline.flow.run import embed as run_embed
 
+        prepared = find_prepared(sources) if config is None else None
+        wanted = _config(config, settings) if prepared is None else prepared_config(prepared, settings or ())
         summary = run_embed(
+            sources,
+            out,
+            model=model,
+            config=wanted,
+            runner=runner.value,
+            address=address,
+            display=make_display(),
+        )
+    render.summary(summary)
+    raise typer.Exit(summary.exit_code)
+
+
+@app.command()
+def prepare(
+    sources: Sources,
+    out: Annotated[str, typer.Option(help="The folder of requests; what it already holds is not done again.")],
+    model: Model = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    runner: Runner = RunnerChoice.RAY,
+    address: Address = None,
+) -> None:
+    """Decode media into requests that `patchwire embed OUT --out ...` encodes later, elsewhere."""
+    with stoppable():
+        from pipeline.flow.progress import make_display
+        from pipeline.flow.run import prepare as run_prepare
+
+        summary = run_prepare(
             sources,
             out,
             config=_config(config, settings, model),
@@ -84,7 +115,7 @@ def embed(
             address=address,
             display=make_display(),
         )
-    render.summary(summary)
+    render.prepared(summary)
     raise typer.Exit(summary.exit_code)
 
 
@@ -180,7 +211,7 @@ def errors(out: Output, as_json: AsJson = False) -> None:
     from pipeline.sink.run_record import require_run_record
 
     folder = OutputFolder(out)
-    require_run_record(folder)
+    require_run_record(folder, None)
     groups = group_errors(folder)
     if as_json:
         _print_json([dataclasses.asdict(group) for group in groups])

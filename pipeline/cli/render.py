@@ -50,6 +50,21 @@ def summary(run: RunSummary) -> None:
     console.print(f"table: {_plain(run.output)}/embeddings\nnext:  {_plain(next_command)}")
 
 
+def prepared(run: RunSummary) -> None:
+    """The last lines of a run that stored requests."""
+    console = _console()
+    console.print(
+        f"{run.num_clips} clips of {run.num_sources} sources: {run.num_clips_done_before} were there, "
+        f"{run.num_requests} new requests, {run.num_errors} errors"
+    )
+    if run.num_requests:
+        console.print(f"{format_seconds(run.elapsed_seconds)} for {run.num_frames} frames, {run.num_patches} patches")
+    else:
+        console.print("nothing new to do")
+    output = shlex.quote(run.output)
+    console.print(_plain(f"requests: {run.output}/requests\nnext:  patchwire embed {output} --out OUT"))
+
+
 def plan(found: PlanSummary, failures: Sequence[Failure]) -> None:
     """Counts, cost and shapes."""
     console = _console()

@@ -27,8 +27,8 @@ import ray.data
 from ray.data import ActorPoolStrategy, Dataset
 from ray.data.context import DataContext
 
-from actors.decode import DecodeActor, ProbeActor
-from actors.encode import EncodeActor
+from actors.decode import DecodeActor, PrepareActor, ProbeActor
+from actors.encode import EncodeActor, EncodePreparedActor
 from actors.write import WriteActor
 from pipeline.config import Config, RayConfig
 from pipeline.device.store_mapping import suggested_store_bytes
@@ -37,6 +37,7 @@ from pipeline.flow.address import require_answer
 from pipeline.flow.runner import Capacity, Job
 from pipeline.plan.probe import ProbeResult, items_table, results_of
 from pipeline.plan.schema import RequestPlan, plan_table
+from pipeline.sink.output import Kind
 from pipeline.sink.receipt import Receipt, receipts_of
 from pipeline.sources.listing import SourceItem
 
@@ -107,25 +108,29 @@ class RayRunner:
         one_row: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": 1}
         plan = plan_table(requests)
         blocks = [plan.slice(row, 1) for row in range(plan.num_rows)]
-        return (
-            self._dataset(blocks)
-            .map_batches(
-                DecodeActor,
-                fn_constructor_args=(job.config, self._attempts_uri),
-                num_cpus=self._cores_per_decoder,
-                compute=ActorPoolStrategy(min_size=1, max_size=min(self._decode_workers, len(blocks))),
-                **one_row,
-            )
-            .map_batches(
-                EncodeActor, fn_constructor_args=(job.config, job.model), **self._encode_placement(), **one_row
-            )
-            .map_batches(
-                WriteActor,
-                fn_constructor_args=(job.target,),
-                num_cpus=_WRITER_CORES,
-                compute=ActorPoolStrategy(size=1),
-                **one_row,
-            )
+        decoders: dict[str, Any] = {
+            "num_cpus": self._cores_per_decoder,
+            "compute": ActorPoolStrategy(min_size=1, max_size=min(self._decode_workers, len(blocks))),
+            **one_row,
+        }
+        encoders: dict[str, Any] = {"fn_constructor_args": (job.config, job.model), **one_row}
+        dataset = self._dataset(blocks)
+        if job.makes is Kind.REQUESTS:
+            prepare = (job.config, job.target, self._attempts_uri)
+            return dataset.map_batches(PrepareActor, fn_constructor_args=prepare, **decoders)
+        if job.prepared_uri is None:
+            decode = (job.config, self._attempts_uri)
+            decoded = dataset.map_batches(DecodeActor, fn_constructor_args=decode, **decoders)
+            encoded = decoded.map_batches(EncodeActor, **encoders, **self._encode_placement())
+        else:
+            encoders["fn_constructor_args"] = (job.config, job.model, job.prepared_uri)
+            encoded = dataset.map_batches(EncodePreparedActor, **encoders, **self._encode_placement())
+        return encoded.map_batches(
+            WriteActor,
+            fn_constructor_args=(job.target,),
+            num_cpus=_WRITER_CORES,
+            compute=ActorPoolStrategy(size=1),
+            **one_row,
         )
 
     def _dataset(self, blocks: list[pa.Table]) -> Dataset:

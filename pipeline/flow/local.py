@@ -1,16 +1,20 @@
 """The whole way in one screen: every stage, one after the other, in this process and without Ray."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from types import TracebackType
 from typing import Self
+
+import pyarrow as pa
 
 from pipeline.config import Config
 from pipeline.flow.runner import Capacity, Job
 from pipeline.plan.probe import ProbeResult, items_table, results_of
 from pipeline.plan.schema import RequestPlan, plan_table
+from pipeline.sink.output import Kind
 from pipeline.sink.receipt import Receipt, receipts_of
 from pipeline.sources.listing import SourceItem
 from pipeline.stages.decode import Decode, Probe, make_sandbox
+from pipeline.stages.prepared import Load, Store
 from pipeline.stages.write import Write
 
 
@@ -42,9 +46,14 @@ class LocalRunner:
 
     def run(self, requests: Sequence[RequestPlan], job: Job) -> Generator[Receipt]:
         """Take each request the whole way before the next one begins."""
-        from pipeline.stages.encode import Encode  # torch takes a second, and planning does without
-
-        decode = Decode(job.config, self.sandbox)
-        encode, write = Encode(job.config, job.model), Write(job.target)
+        make = Decode(job.config, self.sandbox) if job.prepared_uri is None else Load(job.prepared_uri)
+        finish = Store(job.target) if job.makes is Kind.REQUESTS else _encode_and_write(job)
         for request in requests:
-            yield from receipts_of(write(encode(decode(plan_table([request])))))
+            yield from receipts_of(finish(make(plan_table([request]))))
+
+
+def _encode_and_write(job: Job) -> Callable[[pa.Table], pa.Table]:
+    from pipeline.stages.encode import Encode  # torch takes a second, and planning and preparing do without
+
+    encode, write = Encode(job.config, job.model), Write(job.target)
+    return lambda request: write(encode(request))

@@ -76,9 +76,11 @@ def end_retry(folder: OutputFolder) -> None:
     folder.remove(RETRY)
 
 
-def missing_requests(folder: OutputFolder, requests: Sequence[RequestPlan]) -> list[RequestPlan]:
+def missing_requests(
+    folder: OutputFolder, requests: Sequence[RequestPlan], makes: Kind = Kind.EMBEDDINGS
+) -> list[RequestPlan]:
     """What is to do; a request that is done but for failed clips comes with these clips alone."""
-    done, retried = done_requests(folder), announced_retry(folder)
+    done, retried = done_requests(folder, makes), announced_retry(folder)
     missing = []
     for request in requests:
         if request.request_id not in done:

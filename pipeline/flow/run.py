@@ -21,10 +21,12 @@ from pipeline.flow.plan_store import (
     read_plan,
     write_plan,
 )
+from pipeline.flow.prepared import check_extends, find_prepared, prepared_config, prepared_plan
 from pipeline.flow.progress import Display, Progress, QuietDisplay
 from pipeline.flow.runner import Job, Runner
 from pipeline.flow.summary import RunSummary, finished_record, utc_now
 from pipeline.media.attempts import Attempts
+from pipeline.media.inside import container_of
 from pipeline.media.location import path_uri
 from pipeline.plan.clips import Recipe
 from pipeline.plan.planner import EMPTY_PLAN, Plan, make_plan
@@ -39,6 +41,8 @@ from pipeline.sink.output import Kind, OutputFolder
 from pipeline.sink.run_record import (
     ModelIdentity,
     RunRecord,
+    check_purpose,
+    check_same_requests,
     check_same_run,
     installed_versions,
     read_run_record,
@@ -49,7 +53,7 @@ from pipeline.sink.schema import errors_schema
 from pipeline.sources.listing import Listing, list_sources
 from pipeline.stages.write import WriteTarget
 
-__all__ = ["OpenRun", "RunSummary", "RunnerName", "embed", "make_runner", "plan_only", "retry"]
+__all__ = ["OpenRun", "RunSummary", "RunnerName", "embed", "make_runner", "plan_only", "prepare", "retry"]
 
 RunnerName = Literal["ray", "local"]
 
@@ -67,25 +71,80 @@ def embed(
     """Embed media into the Parquet tables of an output folder.
 
     Args:
-        sources: files, folders, globs, manifests or fsspec URLs.
+        sources: files, folders, globs, manifests, shards, tables or fsspec URLs; or one folder that `prepare` made.
         out: the output folder, local or an fsspec URL; what it already holds is not done again.
         model: replaces the config's model if given.
-        config: all settings; None takes the defaults.
+        config: all settings; None takes the defaults, and for prepared requests those they were prepared with.
         runner: `ray`, or `local` for a serial run in this process.
         address: the Ray cluster to join; None starts one here.
         display: shows progress; None shows nothing.
     Raises: any PatchwireError but MediaError, which becomes an error row.
     """
-    specs = [sources] if isinstance(sources, str | Path) else list(sources)
-    settings = config or Config()
-    if model is not None:
-        settings = settings.model_copy(update={"model": model})
+    specs = _specs(sources)
+    prepared = find_prepared(specs)
+    if prepared is None:
+        settings = _settings(config or Config(), model)
+        return _plan_and_run(specs, out, settings, runner, address, display, Kind.EMBEDDINGS)
+    settings = _settings(config or prepared_config(prepared), model)
     folder = OutputFolder(str(out))
-    # First of all, so that a mistyped source leaves no folder behind.
-    listing = _outside(list_sources([str(spec) for spec in specs], settings.sources), folder)
+    check_same_requests(
+        require_run_record(prepared, Kind.REQUESTS),
+        result_config=settings.result_values,
+        model=identity_of(resolve_model(settings.model)),
+    )
     with ExitStack() as stack:
         shown = stack.enter_context(display or QuietDisplay())
         run = stack.enter_context(OpenRun(settings, folder, shown))
+        working = stack.enter_context(make_runner(runner, settings, address, folder.attempts_uri))
+        return run.embed_prepared(prepared, working)
+
+
+def prepare(
+    sources: Sequence[str | Path] | str | Path,
+    out: str | Path,
+    *,
+    model: str | None = None,
+    config: Config | None = None,
+    runner: RunnerName = "ray",
+    address: str | None = None,
+    display: Display | None = None,
+) -> RunSummary:
+    """Decode media into requests that `embed` takes as its source later, elsewhere, without the media.
+
+    Args: as for `embed`. The model's weights are not loaded; its files say how large frames are, and which model the
+        requests are for.
+    Raises: any PatchwireError but MediaError, which becomes an error row.
+    """
+    specs = _specs(sources)
+    if find_prepared(specs) is not None:
+        raise UsageError(f"source {specs[0]!r}: these requests are prepared already; `patchwire embed` takes them")
+    settings = _settings(config or Config(), model)
+    return _plan_and_run(specs, out, settings, runner, address, display, Kind.REQUESTS)
+
+
+def _specs(sources: Sequence[str | Path] | str | Path) -> list[str]:
+    return [str(spec) for spec in ([sources] if isinstance(sources, str | Path) else sources)]
+
+
+def _settings(config: Config, model: str | None) -> Config:
+    return config if model is None else config.model_copy(update={"model": model})
+
+
+def _plan_and_run(
+    specs: Sequence[str],
+    out: str | Path,
+    settings: Config,
+    runner: RunnerName,
+    address: str | None,
+    display: Display | None,
+    makes: Kind,
+) -> RunSummary:
+    folder = OutputFolder(str(out))
+    # First of all, so that a mistyped source leaves no folder behind.
+    listing = _outside(list_sources(specs, settings.sources), folder)
+    with ExitStack() as stack:
+        shown = stack.enter_context(display or QuietDisplay())
+        run = stack.enter_context(OpenRun(settings, folder, shown, makes))
         working = stack.enter_context(make_runner(runner, settings, address, folder.attempts_uri))
         return run.embed(listing, working)
 
@@ -95,8 +154,8 @@ def _outside(listing: Listing, folder: OutputFolder) -> Listing:
     place = folder.uri if folder.local is None else path_uri(os.fsencode(folder.local))
     inside = place.rstrip("/") + "/"
     return Listing(
-        items=tuple(item for item in listing.items if not item.uri.startswith(inside)),
-        failures=tuple(failure for failure in listing.failures if not failure.uri.startswith(inside)),
+        items=tuple(item for item in listing.items if not container_of(item.uri).startswith(inside)),
+        failures=tuple(failure for failure in listing.failures if not container_of(failure.uri).startswith(inside)),
     )
 
 
@@ -171,9 +230,11 @@ class OpenRun:
         written.
     """
 
-    def __init__(self, config: Config, folder: OutputFolder, display: Display) -> None:
+    def __init__(self, config: Config, folder: OutputFolder, display: Display, makes: Kind = Kind.EMBEDDINGS) -> None:
         self._config = config
         self._folder = folder
+        self._makes = makes
+        self._prepared: OutputFolder | None = None
         self._display = display
         self._lease = Lease(folder)
         self._rate = ErrorRate(config.errors, folder)
@@ -181,7 +242,10 @@ class OpenRun:
 
     def __enter__(self) -> Self:
         """Make the folder ours: refuse another config's, remove what a killed run left half-written."""
-        self._folder.create()
+        existing = read_run_record(self._folder)
+        if existing is not None:
+            check_purpose(self._folder, existing, self._makes)
+        self._folder.create(self._makes)
         with ExitStack() as stack:
             stack.enter_context(self._lease)
             self._resolve_model()
@@ -198,6 +262,15 @@ class OpenRun:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._lease.__exit__(kind, error, trace)
+
+    def embed_prepared(self, prepared: OutputFolder, runner: Runner) -> RunSummary:
+        """Take over the plan of prepared requests, and encode those that are missing here."""
+        started = time.monotonic()
+        known, plan = read_plan(self._folder), prepared_plan(prepared)
+        check_extends(known, plan, prepared)
+        self._prepared = prepared
+        self._write_plan(plan, known)
+        return self._execute(plan, started, runner)
 
     def embed(self, listing: Listing, runner: Runner) -> RunSummary:
         """Plan what is new, and do what is missing."""
@@ -224,17 +297,23 @@ class OpenRun:
         """Plan what the listing holds and `known` does not, and write it down where it differs from `written`."""
         recipe = Recipe(preprocessing=self._checkpoint.preprocessing, config=self._config)
         plan = make_plan(listing, known, lambda items: runner.probe(items, self._config), recipe)
-        self._lease.check()
-        if plan != (written or known):
-            write_plan(self._folder, plan, errors_schema(model=self._model, config_hash=self._config_hash))
+        self._write_plan(plan, written or known)
         return plan
+
+    def _write_plan(self, plan: Plan, written: Plan) -> None:
+        self._lease.check()
+        if plan != written:
+            write_plan(self._folder, plan, errors_schema(model=self._model, config_hash=self._config_hash))
 
     def _execute(self, plan: Plan, started: float, runner: Runner) -> RunSummary:
         """Run what is missing, and leave `run.json` and a summary."""
-        if self._model.random_weights:
+        if self._model.random_weights and self._makes is Kind.EMBEDDINGS:
             self._display.note(f"model {self._model.model_id}: seeded random weights; the vectors mean nothing")
         planned_seconds = time.monotonic() - started
-        missing = missing_requests(self._folder, plan.requests)
+        missing = missing_requests(self._folder, plan.requests, self._makes)
+        if self._prepared is not None:  # stored requests are whole: what a retry began is done with all of its clips
+            ids = {request.request_id for request in missing}
+            missing = [request for request in plan.requests if request.request_id in ids]
         progress = self._progress(plan, missing, runner)
         self._display.note(
             f"plan: {len(plan.sources)} sources, {plan.num_clip_rows} clips in {len(plan.requests)} requests, "
@@ -265,11 +344,7 @@ class OpenRun:
 
     def _resolve_model(self) -> None:
         self._checkpoint = resolve_model(self._config.model)
-        self._model = ModelIdentity(
-            model_id=self._checkpoint.model_id,
-            model_revision=self._checkpoint.revision,
-            random_weights=self._checkpoint.is_random,
-        )
+        self._model = identity_of(self._checkpoint)
         self._config_hash = digest_values(
             self._config.result_values, self._model.model_id, self._model.model_revision, self._model.random_weights
         )
@@ -278,7 +353,13 @@ class OpenRun:
         output = self._config.output
         settings = RowSettings(model=self._model, config_hash=self._config_hash, level=output.level, dtype=output.dtype)
         target = WriteTarget(output_uri=self._folder.uri, settings=settings)
-        return Job(config=self._config, model=self._checkpoint.reference, target=target)
+        return Job(
+            config=self._config,
+            model=self._checkpoint.reference,
+            target=target,
+            prepared_uri=None if self._prepared is None else self._prepared.uri,
+            makes=self._makes,
+        )
 
     def _progress(self, plan: Plan, missing: Sequence[RequestPlan], runner: Runner) -> Progress:
         return Progress(
@@ -312,9 +393,17 @@ class OpenRun:
     def _record(self) -> RunRecord:
         return RunRecord(
             started_at=self._started_at,
+            makes=self._makes.value,
             model=self._model,
             config_hash=self._config_hash,
             result_config=self._config.result_values,
             config=self._config.model_dump(mode="json"),
             versions=installed_versions(),
         )
+
+
+def identity_of(checkpoint: Checkpoint) -> ModelIdentity:
+    """What run records and rows say of a checkpoint."""
+    return ModelIdentity(
+        model_id=checkpoint.model_id, model_revision=checkpoint.revision, random_weights=checkpoint.is_random
+    )

@@ -8,6 +8,7 @@ from typing import Protocol, Self
 from pipeline.config import Config
 from pipeline.plan.probe import ProbeResult
 from pipeline.plan.schema import RequestPlan
+from pipeline.sink.output import Kind
 from pipeline.sink.receipt import Receipt
 from pipeline.sources.listing import SourceItem
 from pipeline.stages.write import WriteTarget
@@ -15,11 +16,17 @@ from pipeline.stages.write import WriteTarget
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What every worker of a run is built from."""
+    """What every worker of a run is built from.
+
+    `prepared_uri` is the folder that requests are loaded from instead of being decoded. A run that `makes` requests
+    stores them in its target instead of encoding them.
+    """
 
     config: Config
     model: str
     target: WriteTarget
+    prepared_uri: str | None = None
+    makes: Kind = Kind.EMBEDDINGS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +54,7 @@ class Runner(Protocol):
         ...
 
     def run(self, requests: Sequence[RequestPlan], job: Job) -> Generator[Receipt]:
-        """Decode, encode and write requests; a receipt as each is written, in any order.
+        """Decode or load requests, then encode and write them or store them; a receipt for each, in any order.
 
         Closing the generator ends the work that is under way.
         """

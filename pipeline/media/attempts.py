@@ -5,9 +5,9 @@ end: it outlives the decoder, the worker and the driver. A healthy clip writes n
 of the medium, one of the folder (another worker's death changes the folder's time). In an object store the list is
 read again only after a death of one's own.
 
-A medium is its path, size and modification time, so a file that was mended is tried again. A worker that is killed
-itself writes nothing: what it was decoding is not to blame, and a machine that is taken away twice must not cost a
-file.
+A medium is its URI and its file's size and modification time, so a file that was mended is tried again. A worker that
+is killed itself writes nothing: what it was decoding is not to blame, and a machine that is taken away twice must not
+cost a file.
 """
 
 import json
@@ -20,7 +20,8 @@ from typing import Any
 
 from pipeline.digest import digest_values
 from pipeline.errors import ErrorCode, MediaError, RunError, Stage
-from pipeline.media.location import local_path
+from pipeline.media.inside import container_of
+from pipeline.media.location import file_version, local_path
 
 MAX_DEATHS = 2
 _SUFFIX = ".json"
@@ -142,9 +143,4 @@ class Attempts:
 
 
 def _key(uri: str) -> str:
-    path = local_path(uri)
-    try:
-        status = None if path is None else os.stat(path)  # noqa: PTH116  bytes: exact for any name
-    except OSError:
-        status = None
-    return digest_values(uri, None if status is None else [status.st_size, status.st_mtime_ns])
+    return digest_values(uri, file_version(container_of(uri)))

@@ -21,6 +21,7 @@ from av.video.stream import VideoStream
 
 from pipeline.config import LimitsConfig
 from pipeline.errors import ErrorCode, MediaError
+from pipeline.media.byte_range import ByteRange
 
 SNIFF_BYTES = 4096
 _BUFFER_BYTES = 32_768
@@ -61,7 +62,7 @@ class ClipJob:
 
     `frame_indices` count shown frames from 0 in presentation order, never decrease, and may repeat;
     (0,) for an image. `num_source_frames` is what the plan's probe counted. The resized sides are
-    multiples of 32 pixels.
+    multiples of 32 pixels. `byte_range` is where a member lies in its shard.
     """
 
     uri: str
@@ -70,6 +71,7 @@ class ClipJob:
     num_source_frames: int
     resized_height: int
     resized_width: int
+    byte_range: ByteRange | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

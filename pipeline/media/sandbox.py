@@ -20,6 +20,7 @@ from typing import Any, Self
 from pipeline.config import DecodeConfig, ImagesConfig, LimitsConfig
 from pipeline.errors import ErrorCode, MediaError, RequestError, Stage
 from pipeline.media.attempts import MAX_DEATHS, Attempts, Death
+from pipeline.media.byte_range import ByteRange
 from pipeline.media.container import ClipJob, ClipReport, MediaInfo, MediaType
 from pipeline.media.decoder_process import DecoderProcess
 from pipeline.media.grid import grid_of, row_bytes
@@ -61,15 +62,17 @@ class Sandbox:
         """Process id of the child, None while there is none."""
         return self._process.pid
 
-    def probe(self, uri: str, *, with_times: bool = False) -> MediaInfo:
+    def probe(self, uri: str, *, byte_range: ByteRange | None = None, with_times: bool = False) -> MediaInfo:
         """Describe a medium from its header and index.
 
         Args:
-            uri: a local path, a `file://` URI or a URL that fsspec opens (from another process: not `memory://`).
+            uri: what `open_binary` takes (from another process: not `memory://`).
+            byte_range: where a member lies in its shard.
             with_times: find every frame's presentation time too; reads the whole file.
         Raises: MediaError with Stage.PROBE; RunError when no decoder process can be started.
         """
-        message = {"do": "probe", "uri": uri, "with_times": with_times}
+        place = None if byte_range is None else asdict(byte_range)
+        message = {"do": "probe", "uri": uri, "byte_range": place, "with_times": with_times}
         reply = self._ask(message, None, 0.0, uri, Stage.PROBE)["info"]
         times = reply["frame_times_seconds"]
         reply["frame_times_seconds"] = None if times is None else tuple(times)

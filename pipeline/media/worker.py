@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.config import DecodeConfig, ImagesConfig, LimitsConfig
 from pipeline.errors import ErrorCode, MediaError
+from pipeline.media.byte_range import ByteRange
 from pipeline.media.container import ClipJob, ClipReport, MediaInfo, MediaType
 from pipeline.media.frames import open_frames
 from pipeline.media.grid import grid_of, row_bytes
@@ -52,7 +53,8 @@ class Worker:
         uri = message["uri"]
         try:
             if message["do"] == "probe":
-                return {"info": asdict(self._probe(channel, uri, message["with_times"]))}
+                byte_range, with_times = _byte_range(message), message["with_times"]
+                return {"info": asdict(self._probe(channel, uri, byte_range, with_times))}
             assert handle is not None, "a decode job comes with its buffer"
             return {"report": asdict(self._decode(_job(message), handle, message["offset"]))}
         except MediaError as error:
@@ -63,8 +65,8 @@ class Worker:
             code, text = _classify(error), f"{type(error).__name__}: {error}"
             return {"code": code, "message": f"{uri}: expected decodable data: {text}"}
 
-    def _probe(self, channel: socket.socket, uri: str, with_times: bool) -> MediaInfo:
-        with open_binary(uri, max_bytes=self._limits.max_file_bytes) as file:
+    def _probe(self, channel: socket.socket, uri: str, byte_range: ByteRange | None, with_times: bool) -> MediaInfo:
+        with open_binary(uri, byte_range=byte_range, max_bytes=self._limits.max_file_bytes) as file:
             self._extend_deadline(channel, file.seek(0, os.SEEK_END) / _BYTES_PER_VIDEO_SECOND)
             file.seek(0)
             return probe_media(file, uri, self._images, self._limits, with_times=with_times)
@@ -73,7 +75,7 @@ class Worker:
         start = time.process_time()
         t, h, w = grid_of(job.media_type, len(job.frame_indices), job.resized_height, job.resized_width)
         shape = h * w, row_bytes(job.media_type)
-        with open_binary(job.uri, max_bytes=self._limits.max_file_bytes) as file:
+        with open_binary(job.uri, byte_range=job.byte_range, max_bytes=self._limits.max_file_bytes) as file:
             clip = open_frames(job, file, self._decode_config, self._images, self._limits, self._cache)
             patches = file_patches(handle, offset, t, shape)
             fill_patches(clip.frames, patches, job.media_type, job.resized_height, job.resized_width)
@@ -93,7 +95,13 @@ def _job(message: dict[str, Any]) -> ClipJob:
         num_source_frames=message["num_source_frames"],
         resized_height=message["resized_height"],
         resized_width=message["resized_width"],
+        byte_range=_byte_range(message),
     )
+
+
+def _byte_range(message: dict[str, Any]) -> ByteRange | None:
+    place = message["byte_range"]
+    return None if place is None else ByteRange(**place)
 
 
 def _classify(error: Exception) -> ErrorCode:

@@ -147,13 +147,7 @@ def _merge_equal(clips: Iterable[Clip]) -> list[Clip]:
     for clip in clips:
         key = (clip.source_id, clip.clip_index, clip.frame_indices, clip.start_seconds, clip.end_seconds)
         first = merged.get(key)
-        merged[key] = (
-            clip
-            if first is None
-            else replace(
-                first, clip_ids=first.clip_ids + clip.clip_ids, source_uris=first.source_uris + clip.source_uris
-            )
-        )
+        merged[key] = clip if first is None else first.joined(clip)
     return list(merged.values())
 
 

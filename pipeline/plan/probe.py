@@ -10,8 +10,10 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import ErrorCode, MediaError, Stage
+from pipeline.media.byte_range import ByteRange
 from pipeline.media.container import MediaInfo, MediaType
 from pipeline.media.sandbox import Sandbox
+from pipeline.plan.schema import BYTE_RANGE_TYPE
 from pipeline.sources.content_id import content_id
 from pipeline.sources.listing import SourceItem
 
@@ -22,6 +24,7 @@ ITEM_SCHEMA = pa.schema(
         "end_seconds": pa.float64(),
         "num_bytes": pa.int64(),
         "modified_ns": pa.int64(),
+        "byte_range": BYTE_RANGE_TYPE,
     }
 )
 
@@ -66,7 +69,7 @@ def probe_source(item: SourceItem, sandbox: Sandbox, *, with_times: bool) -> Pro
     source_id: str | None = None
     try:
         source_id = content_id(item)
-        info = sandbox.probe(item.uri, with_times=with_times)
+        info = sandbox.probe(item.uri, byte_range=item.byte_range, with_times=with_times)
     except MediaError as error:
         return ProbeResult(item=item, source_id=source_id, info=None, error=error)
     return ProbeResult(item=item, source_id=source_id, info=info, error=None)
@@ -79,7 +82,12 @@ def items_table(items: Iterable[SourceItem]) -> pa.Table:
 
 def items_of(table: pa.Table) -> list[SourceItem]:
     """The rows of `items_table` as values."""
-    return [SourceItem(**row) for row in table.to_pylist()]
+    return [_item(row) for row in table.to_pylist()]
+
+
+def _item(values: dict[str, Any]) -> SourceItem:
+    place = values["byte_range"]
+    return SourceItem(**{**values, "byte_range": None if place is None else ByteRange(**place)})
 
 
 def results_table(results: Iterable[ProbeResult]) -> pa.Table:

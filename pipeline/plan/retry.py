@@ -4,16 +4,14 @@ From the plan's own records and not from the command's arguments: new files are 
 listed at all (a link out of its folder, a pipe) does not become a source by being retried.
 """
 
-import os
+from collections.abc import Iterator
 
 from pipeline.config import SourcesConfig
 from pipeline.errors import Stage
-from pipeline.media.location import local_path
 from pipeline.plan.planner import Plan
 from pipeline.plan.schema import SourceRecord
-from pipeline.sources.items import Listing, SourceFailure, SourceItem
-from pipeline.sources.local import examine
-from pipeline.sources.remote import examine_remote
+from pipeline.sources.containers import examine_uri, expand
+from pipeline.sources.items import Found, Listing, SourceFailure, SourceItem
 
 
 def failed_media(known: Plan, config: SourcesConfig) -> tuple[Listing, Plan]:
@@ -24,7 +22,7 @@ def failed_media(known: Plan, config: SourcesConfig) -> tuple[Listing, Plan]:
     """
     failed = {failure.source_uri for failure in known.failures if failure.stage is not Stage.LIST}
     again = {record: None for record in known.sources if record.num_clips == 0 and record.source_uri in failed}
-    found = [_examine(record, config) for record in again]
+    found = [medium for record in again for medium in _examine(record, config)]
     rest = Plan(
         requests=known.requests,
         sources=tuple(record for record in known.sources if record not in again),
@@ -37,8 +35,5 @@ def failed_media(known: Plan, config: SourcesConfig) -> tuple[Listing, Plan]:
     return listing, rest
 
 
-def _examine(record: SourceRecord, config: SourcesConfig) -> SourceItem | SourceFailure:
-    path = local_path(record.source_uri)
-    if path is None:
-        return examine_remote(record.source_uri, config, record.start_seconds, record.end_seconds)
-    return examine(os.fsencode(path), record.start_seconds, record.end_seconds)
+def _examine(record: SourceRecord, config: SourcesConfig) -> Iterator[Found]:
+    return expand(examine_uri(record.source_uri, config, record.start_seconds, record.end_seconds), config)

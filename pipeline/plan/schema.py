@@ -1,14 +1,19 @@
 """The plan's types and their Arrow form: one row a request, everything after it a pure function of the row."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from typing import Any, Self
 
 import pyarrow as pa
 
 from pipeline.digest import digest_values
 from pipeline.errors import ErrorCode, MediaError, Stage
+from pipeline.media.byte_range import ByteRange
 from pipeline.media.container import MediaType
+from pipeline.sources.items import SourceItem
+
+BYTE_RANGE_TYPE = pa.struct({"start": pa.int64(), "num_bytes": pa.int64()})
 
 CLIP_TYPE = pa.struct(
     {
@@ -30,6 +35,7 @@ CLIP_TYPE = pa.struct(
         "resized_height": pa.int32(),
         "resized_width": pa.int32(),
         "grid_thw": pa.list_(pa.int32()),
+        "byte_ranges": pa.list_(BYTE_RANGE_TYPE),
     }
 )
 
@@ -51,7 +57,8 @@ class Clip:
 
     `clip_ids` and `source_uris` run in parallel: byte-identical files share one clip, which is encoded once
     and gets a row under every path. `frame_indices` count shown frames from 0; `timestamps_seconds` has one
-    entry a temporal patch and is empty for an image. Sizes are pixels, `grid_thw` is patches.
+    entry a temporal patch and is empty for an image. Sizes are pixels, `grid_thw` is patches. `byte_ranges` runs in
+    parallel to the URIs where any of them is the member of a shard, and is empty where none is.
     """
 
     clip_ids: tuple[str, ...]
@@ -72,6 +79,25 @@ class Clip:
     resized_height: int
     resized_width: int
     grid_thw: tuple[int, int, int]
+    byte_ranges: tuple[ByteRange | None, ...] = ()
+
+    @property
+    def sources(self) -> tuple[SourceItem, ...]:
+        """The media whose bytes are this clip's, each where it lies, in the version of the first."""
+        return tuple(
+            SourceItem(uri=uri, num_bytes=self.source_bytes, modified_ns=self.modified_ns, byte_range=byte_range)
+            for uri, byte_range in zip_longest(self.source_uris, self.byte_ranges)
+        )
+
+    def joined(self, other: Self) -> Self:
+        """This clip with the ids and places of an equal one."""
+        byte_ranges = tuple(item.byte_range for item in self.sources + other.sources)
+        return replace(
+            self,
+            clip_ids=self.clip_ids + other.clip_ids,
+            source_uris=self.source_uris + other.source_uris,
+            byte_ranges=byte_ranges if any(byte_ranges) else (),
+        )
 
     @property
     def num_patches(self) -> int:
@@ -90,9 +116,10 @@ class Clip:
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Self:
-        """From one value of CLIP_TYPE, as Arrow gives it."""
+        """From one value of CLIP_TYPE, as Arrow gives it; plans of earlier versions have no byte ranges."""
         lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-        return cls(**{**values, **lists, "media_type": MediaType(values["media_type"])})
+        byte_ranges = tuple(place and ByteRange(**place) for place in values.get("byte_ranges") or ())
+        return cls(**{**values, **lists, "media_type": MediaType(values["media_type"]), "byte_ranges": byte_ranges})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

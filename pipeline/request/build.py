@@ -15,6 +15,7 @@ from pipeline.media.sandbox import Sandbox, SharedBuffer
 from pipeline.plan.schema import Clip, Failure, RequestPlan
 from pipeline.request.layout import RequestLayout
 from pipeline.request.table import RequestMeta, wrap_request
+from pipeline.sources.items import SourceItem
 from pipeline.sources.version import require_unchanged
 
 _GONE = frozenset({ErrorCode.UNREADABLE, ErrorCode.NOT_A_FILE, ErrorCode.CHANGED_MEDIA})
@@ -66,10 +67,10 @@ def build_request(plan: RequestPlan, sandbox: Sandbox) -> pa.Table:
 def _decode(clip: Clip, sandbox: Sandbox, buffer: SharedBuffer, offset: int) -> ClipReport:
     """Decode a clip from the first of its paths that still holds what was planned: all held the same bytes."""
     first: MediaError | None = None
-    for uri in clip.source_uris:
+    for item in clip.sources:
         try:
-            require_unchanged(uri, clip.source_id, clip.source_bytes, clip.modified_ns)
-            return sandbox.decode(clip_job(clip, uri), buffer, offset)
+            require_unchanged(item, clip.source_id)
+            return sandbox.decode(clip_job(clip, item), buffer, offset)
         except MediaError as error:
             if error.code not in _GONE:
                 raise
@@ -78,10 +79,11 @@ def _decode(clip: Clip, sandbox: Sandbox, buffer: SharedBuffer, offset: int) -> 
     raise first
 
 
-def clip_job(clip: Clip, uri: str) -> ClipJob:
-    """What the decoder needs to know of a clip, read from one of its paths."""
+def clip_job(clip: Clip, item: SourceItem) -> ClipJob:
+    """What the decoder needs to know of a clip, read from one of its places."""
     return ClipJob(
-        uri=uri,
+        uri=item.uri,
+        byte_range=item.byte_range,
         media_type=clip.media_type,
         frame_indices=clip.frame_indices,
         num_source_frames=clip.num_frames,

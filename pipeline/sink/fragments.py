@@ -79,9 +79,9 @@ def count_rows(folder: OutputFolder, kind: Kind, stem: str) -> int:
         return int(pq.read_metadata(file).num_rows)
 
 
-def done_requests(folder: OutputFolder) -> set[str]:
-    """Name the requests that need no work: those whose embeddings fragment exists. Cost: one listing."""
-    return set(folder.fragments(Kind.EMBEDDINGS))
+def done_requests(folder: OutputFolder, makes: Kind = Kind.EMBEDDINGS) -> set[str]:
+    """Name the requests that need no work: those whose fragment of what the folder is for exists. Cost: one listing."""
+    return set(folder.fragments(makes))
 
 
 def _write_parquet(table: pa.Table, file: BinaryIO) -> None:

@@ -10,6 +10,8 @@
     OUT/attempts/*.json             media that ended their decoder, a file each time
     OUT/table/                      a compacted copy of the embeddings, where one was asked for (compact.py)
 
+A folder of prepared requests is laid out the same way, with OUT/requests/<request>.arrow in place of the embeddings.
+
 fsspec and not pyarrow.fs: it is what the sources are read through, so one set of drivers and credentials serves both
 ends. Local folders go around it, by exact bytes and with fsync, which fsspec does not offer.
 """
@@ -27,7 +29,6 @@ from pipeline.media.location import local_path
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-SUFFIX = ".parquet"
 RUN_RECORD = "run.json"
 
 
@@ -38,6 +39,12 @@ class Kind(StrEnum):
     ERRORS = "errors"
     PLAN = "plan"
     SOURCES = "sources"
+    REQUESTS = "requests"
+
+    @property
+    def suffix(self) -> str:
+        """How its files' names end."""
+        return ".arrow" if self is Kind.REQUESTS else ".parquet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +74,15 @@ class OutputFolder:
     def name(self, kind: Kind, stem: str) -> str:
         """Give a fragment's path below the folder. `stem` is one plain name: ours, never a user's."""
         assert stem and "/" not in stem and not stem.startswith("."), stem
-        return f"{kind}/{stem}{SUFFIX}"
+        return f"{kind}/{stem}{kind.suffix}"
 
-    def create(self) -> None:
-        """Make the folder and those in it. Raises: OutputError where it cannot be written to."""
+    def create(self, makes: Kind = Kind.EMBEDDINGS) -> None:
+        """Make the folder and those in it; `makes` is what it is for.
+
+        Raises: OutputError where it cannot be written to.
+        """
         try:
-            for kind in Kind:
+            for kind in (makes, Kind.ERRORS, Kind.PLAN, Kind.SOURCES):
                 if self.local is not None:
                     (self.local / kind).mkdir(parents=True, exist_ok=True)
                 else:
@@ -92,8 +102,8 @@ class OutputFolder:
             return ()
         except OSError as error:
             raise OutputError(f"output {self.uri!r}: {kind}: cannot be listed: {error.strerror or error}") from error
-        visible = (name for name in names if name.endswith(SUFFIX) and not name.startswith("."))
-        return tuple(sorted(name.removesuffix(SUFFIX) for name in visible))
+        visible = (name for name in names if name.endswith(kind.suffix) and not name.startswith("."))
+        return tuple(sorted(name.removesuffix(kind.suffix) for name in visible))
 
     def open(self, name: str) -> BinaryIO:
         """Open a file below the folder for reading. Raises: OSError (FileNotFoundError where there is none)."""

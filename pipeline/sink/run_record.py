@@ -12,10 +12,12 @@ from typing import BinaryIO, Self
 
 from pipeline.errors import OutputError, OutputMismatchError
 from pipeline.sink.atomic import write_atomically
-from pipeline.sink.output import RUN_RECORD, OutputFolder
+from pipeline.sink.output import RUN_RECORD, Kind, OutputFolder
 
 PlainValue = None | bool | int | float | str | list["PlainValue"] | dict[str, "PlainValue"]
 
+# What of `result_config` decides a request's bytes; the rest is about what is made of them.
+_REQUEST_SECTIONS = ("clips", "frames", "sizes", "images")
 _PACKAGES = ("patchwire", "torch", "ray", "pyarrow", "av", "decord", "pillow")
 
 
@@ -33,10 +35,12 @@ class RunRecord:
     """One run of an output folder. Times are ISO 8601 in UTC; `finished_at` is None while it runs or if it died.
 
     `config` is everything that was set; `result_config` the part that decides the rows, which later runs must share.
+    `makes` is what the folder is for: `embeddings`, or `requests` to be embedded elsewhere.
     """
 
     started_at: str
     finished_at: str | None = None
+    makes: str = Kind.EMBEDDINGS.value
     model: ModelIdentity
     config_hash: str
     result_config: Mapping[str, PlainValue]
@@ -86,12 +90,26 @@ def read_run_record(folder: OutputFolder) -> RunRecord | None:
         ) from error
 
 
-def require_run_record(folder: OutputFolder) -> RunRecord:
-    """Read the folder's `run.json`. Raises: OutputError where there is none, or it is not ours."""
+def require_run_record(folder: OutputFolder, makes: Kind | None = Kind.EMBEDDINGS) -> RunRecord:
+    """Read the `run.json` of a folder that is for this, or (None) for anything.
+
+    Raises: OutputError where there is none, or it is not ours or for something else.
+    """
     record = read_run_record(folder)
     if record is None:
         raise OutputError(f"output {folder.uri!r}: expected an output of `patchwire embed`, found none")
+    if makes is not None:
+        check_purpose(folder, record, makes)
     return record
+
+
+def check_purpose(folder: OutputFolder, record: RunRecord, makes: Kind) -> None:
+    """Refuse to take prepared requests for embeddings, or the other way round. Raises: OutputMismatchError."""
+    if record.makes != makes:
+        raise OutputMismatchError(
+            f"output {folder.uri!r}: expected {makes}, it holds {record.makes}"
+            + ("; `patchwire embed` makes embeddings of them" if record.makes == Kind.REQUESTS else "")
+        )
 
 
 def check_same_run(existing: RunRecord, *, result_config: Mapping[str, PlainValue], model: ModelIdentity) -> None:
@@ -99,19 +117,43 @@ def check_same_run(existing: RunRecord, *, result_config: Mapping[str, PlainValu
 
     Raises: OutputMismatchError that lists exactly the keys that differ, dotted, with both values.
     """
-    old = _flat({**existing.result_config, "model": _plain(existing.model)})
-    new = _flat({**result_config, "model": _plain(model)})
-    differing = [
-        f"  {key}: {old.get(key, 'not set')} there, {new.get(key, 'not set')} now"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
+    differing = _differing(
+        {**existing.result_config, "model": _plain(existing.model)}, {**result_config, "model": _plain(model)}
+    )
     if differing:
         raise OutputMismatchError(
             "the output folder was made with other settings:\n"
             + "\n".join(differing)
             + "\nname another --out, or run with the settings it was made with"
         )
+
+
+def check_same_requests(prepared: RunRecord, *, result_config: Mapping[str, PlainValue], model: ModelIdentity) -> None:
+    """Refuse to embed prepared requests with settings that would have made others.
+
+    A checkpoint folder may lie elsewhere here: its revision, which is a fingerprint, tells it.
+    Raises: OutputMismatchError that lists exactly the keys that differ, dotted, with both values.
+    """
+    sections = {name: prepared.result_config.get(name) for name in _REQUEST_SECTIONS}
+    now = {name: result_config.get(name) for name in _REQUEST_SECTIONS}
+    there, here = _plain(prepared.model), _plain(model)
+    is_same_folder = prepared.model.model_revision == model.model_revision and not model.random_weights
+    differing = _differing({**sections, "model": here if is_same_folder else there}, {**now, "model": here})
+    if differing:
+        raise OutputMismatchError(
+            "the requests were prepared with other settings:\n"
+            + "\n".join(differing)
+            + "\nprepare them again, or embed them with the settings they were prepared with"
+        )
+
+
+def _differing(there: Mapping[str, PlainValue], here: Mapping[str, PlainValue]) -> list[str]:
+    old, new = _flat(there), _flat(here)
+    return [
+        f"  {key}: {old.get(key, 'not set')} there, {new.get(key, 'not set')} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
 
 
 def installed_versions() -> dict[str, str]:

@@ -24,7 +24,7 @@ from pipeline.sink.books import (
 )
 from pipeline.sink.output import RUN_RECORD, Kind, OutputFolder
 from pipeline.sink.rows import Constants, FragmentCheck
-from pipeline.sink.run_record import RunRecord, read_run_record
+from pipeline.sink.run_record import RunRecord, check_purpose, read_run_record
 from pipeline.sink.table_check import TableCheck
 
 _UNREADABLE = (OSError, KeyError, ValueError, TypeError, pa.ArrowException)
@@ -61,7 +61,8 @@ class VerifyReport:
 def verify_output(folder: OutputFolder) -> VerifyReport:
     """Check an output folder.
 
-    Raises: OutputError where there is no such folder. Everything else that is wrong is in the report.
+    Raises: OutputError where there is no such folder, or it holds prepared requests. Everything else that is wrong is
+        in the report.
     Cost: every fragment is read once; about a hundred bytes of memory a clip, and a batch of vectors.
     """
     check = _Verification(folder)
@@ -96,6 +97,8 @@ class _Verification:
         except OutputError as error:
             self._findings.add(str(error))
             return None
+        if record is not None:
+            check_purpose(self._folder, record, Kind.EMBEDDINGS)
         if record is None and not any(self._folder.fragments(kind) for kind in Kind):
             raise OutputError(f"output {self._folder.uri!r}: expected an output of `patchwire embed`, found none")
         if record is None:

@@ -13,7 +13,8 @@ from typing import BinaryIO
 
 from pipeline.digest import digest_bytes
 from pipeline.errors import ErrorCode, MediaError, Stage
-from pipeline.media.location import local_path, open_binary
+from pipeline.media.inside import inside_of
+from pipeline.media.location import file_version, local_path, open_binary
 from pipeline.sources.items import SourceItem
 
 WHOLE_LIMIT_BYTES = 64 << 20
@@ -25,13 +26,21 @@ _READ_BYTES = 1 << 20
 def content_id(item: SourceItem) -> str:
     """Name the bytes of a source: `b2-` or `sampled-` and 32 hex digits.
 
-    The span is no part of it. A local file's size and time are those of the file as it is opened.
+    The span is no part of it. A local file's size and time are those of the file as it is opened; a medium inside a
+    file has its own size and that file's time.
     Raises: MediaError at stage PROBE: UNREADABLE when it cannot be opened or read, NOT_A_FILE when it is no regular
-        file (a pipe is never waited for).
+        file (a pipe is never waited for), CHANGED_MEDIA when the file it lies in is no longer the one that was listed.
     Cost: up to 64 MiB read, or 1 MiB of a larger file.
     """
+    inside = inside_of(item.uri)
+    if inside is not None:
+        _require_listed(item, inside.container)
     try:
-        with open_binary(item.uri, stage=Stage.PROBE) as file:
+        with open_binary(item.uri, byte_range=item.byte_range, stage=Stage.PROBE) as file:
+            if inside is not None:
+                num_bytes = file.seek(0, io.SEEK_END)
+                file.seek(0)
+                return _identify(file, num_bytes, item.modified_ns)
             if local_path(item.uri) is None:
                 return _identify(file, item.num_bytes, item.modified_ns)
             status = os.fstat(file.fileno())
@@ -40,6 +49,14 @@ def content_id(item: SourceItem) -> str:
         raise
     except Exception as error:  # a disk raises OSError, a store's driver its own kinds
         raise _unreadable(item.uri, f"{type(error).__name__}: {error}") from error
+
+
+def _require_listed(item: SourceItem, container: str) -> None:
+    """Where a medium lies, and which row it is, was said of one version of its file."""
+    found = file_version(container)
+    if found is not None and not item.was_listed_in(*found):
+        message = f"{item.uri!r}: the file it lies in changed since it was listed"
+        raise MediaError(ErrorCode.CHANGED_MEDIA, message, Stage.PROBE)
 
 
 def _identify(file: BinaryIO, num_bytes: int, modified_ns: int) -> str:

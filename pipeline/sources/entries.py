@@ -4,19 +4,22 @@ The rule: a relative row stays in the manifest's own folder and below, links res
 An absolute path in a local manifest says where it leads as plainly as an argument would, and is taken. A row that is a
 URL may name any network store, because it opens nothing on this machine. Everything else (a relative path that leaves,
 a scheme that reads local files, a chained URL, a path in a remote manifest) becomes an `outside_root` error row, unless
-`sources.follow_outside` says that the manifest is trusted.
+`sources.follow_outside` says that the manifest is trusted. For a medium inside a shard or a table the rule is about the
+file that holds it.
 """
 
 import os
 import posixpath
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from pipeline.config import SourcesConfig
 from pipeline.errors import ErrorCode, UsageError
+from pipeline.media.inside import container_of, inside_of
 from pipeline.media.location import local_path, path_uri
-from pipeline.sources.items import SourceFailure, SourceItem, absolute_path, has_scheme
-from pipeline.sources.local import Found, examine, outside
+from pipeline.sources.items import Found, SourceFailure, SourceItem, absolute_path, has_scheme
+from pipeline.sources.local import examine, outside
 from pipeline.sources.manifest import ManifestRow, read_manifest
 from pipeline.sources.remote import examine_remote, open_store
 
@@ -39,13 +42,14 @@ def list_local_manifest(path: bytes, config: SourcesConfig) -> Iterator[Found]:
     root = os.path.realpath(folder)
     remote: list[ManifestRow] = []
     for row in rows:
-        local = _local_target(row.uri, folder)
+        target = container_of(row.uri)
+        local = _local_target(target, folder)
         if local is None:
             remote.append(row)
             continue
-        may_leave = config.follow_outside or _is_absolute(row.uri)
+        may_leave = config.follow_outside or _is_absolute(target)
         escape = None if may_leave else outside(local, root, _TRUST)
-        yield escape or examine(local, row.start_seconds, row.end_seconds)
+        yield escape or _under_its_name(row, examine(local, row.start_seconds, row.end_seconds))
     yield from _examine_remote(remote, config)
 
 
@@ -63,18 +67,19 @@ def list_remote_manifest(url: str, config: SourcesConfig) -> Iterator[Found]:
     folder = posixpath.dirname(rest)
     remote: list[ManifestRow] = []
     for row in rows:
-        local = _local_target(row.uri, None)
-        joined = _below(folder, row.uri)
+        target = container_of(row.uri)
+        local = _local_target(target, None)
+        joined = _below(folder, target)
         if local is not None and config.follow_outside:
-            yield examine(local, row.start_seconds, row.end_seconds)
+            yield _under_its_name(row, examine(local, row.start_seconds, row.end_seconds))
         elif local is not None:
             yield _leaving(path_uri(local), f"a path on this machine, named by {url!r}")
-        elif has_scheme(row.uri):
+        elif has_scheme(target):
             remote.append(row)
         elif joined is None:
-            yield _leaving(f"{scheme}://{folder}/{row.uri}", f"leaves the folder of {url!r}")
+            yield _leaving(f"{scheme}://{folder}/{target}", f"leaves the folder of {url!r}")
         else:
-            remote.append(_renamed(row, f"{scheme}://{joined}"))
+            remote.append(replace(row, uri=_in_file(row.uri, f"{scheme}://{joined}")))
     yield from _examine_remote(remote, config)
 
 
@@ -97,8 +102,15 @@ def _below(folder: str, name: str) -> str | None:
     return joined if joined.startswith(folder.rstrip("/") + "/") else None
 
 
-def _renamed(row: ManifestRow, uri: str) -> ManifestRow:
-    return ManifestRow(number=row.number, uri=uri, start_seconds=row.start_seconds, end_seconds=row.end_seconds)
+def _in_file(uri: str, file: str) -> str:
+    """The name of the same medium in another spelling of its file."""
+    inside = inside_of(uri)
+    return file if inside is None else replace(inside, container=file).uri
+
+
+def _under_its_name(row: ManifestRow, found: Found) -> Found:
+    """What is known of the file that a row leads to, under the name of the medium in it that the row means."""
+    return found if isinstance(found, SourceFailure) else replace(found, uri=_in_file(row.uri, found.uri))
 
 
 def _examine_remote(rows: list[ManifestRow], config: SourcesConfig) -> Iterator[Found]:
@@ -109,9 +121,10 @@ def _examine_remote(rows: list[ManifestRow], config: SourcesConfig) -> Iterator[
 
 
 def _examine_url(row: ManifestRow, config: SourcesConfig) -> SourceItem | SourceFailure:
-    if row.uri.partition("://")[0].lower() not in _NETWORK_STORES and not config.follow_outside:
+    file = container_of(row.uri)
+    if file.partition("://")[0].lower() not in _NETWORK_STORES and not config.follow_outside:
         return _leaving(row.uri, "not a plain URL of a network store")
-    return examine_remote(row.uri, config, row.start_seconds, row.end_seconds)
+    return _under_its_name(row, examine_remote(file, config, row.start_seconds, row.end_seconds))
 
 
 def _leaving(uri: str, what: str) -> SourceFailure:

@@ -1,8 +1,9 @@
 """What a listing is made of: plain values, one for each medium or span that was found, and one for each that cannot be.
 
-A source URI is text that round-trips to the exact bytes of a file's name: an absolute path as it is, a `file://`
-URI with percent-encoding where the path is not UTF-8 (Arrow strings must be), the fsspec URL for anything remote.
-Names are never normalised: NFC and NFD spellings are two files. See `pipeline.media.location`.
+A source URI is text that round-trips to the exact bytes of a file's name: an absolute path as it is, a `file://` URI
+with percent-encoding where the path is not UTF-8 (Arrow strings must be), the fsspec URL for anything remote, or the
+name of a medium inside one of these. Names are never normalised: NFC and NFD spellings are two files. See
+`pipeline.media.location` and `pipeline.media.inside`.
 """
 
 import os
@@ -10,6 +11,8 @@ import re
 from dataclasses import dataclass
 
 from pipeline.errors import ErrorCode, Stage, UsageError
+from pipeline.media.byte_range import ByteRange
+from pipeline.media.inside import inside_of
 
 _URL = re.compile(r"[A-Za-z][\w+.\-]*(::[A-Za-z][\w+.\-]*)*://")
 
@@ -18,7 +21,9 @@ _URL = re.compile(r"[A-Za-z][\w+.\-]*(::[A-Za-z][\w+.\-]*)*://")
 class SourceItem:
     """One medium, or one span of it: where it lies, and what tells its versions apart without reading it.
 
-    `start_seconds` and `end_seconds` are None where no bound was asked for. `modified_ns` is 0 where a store has none.
+    `start_seconds` and `end_seconds` are None where no bound was asked for. `num_bytes` is the medium's size, and for a
+    row its even share of the table's. `modified_ns` is that of the file it lies in, 0 where a store has none.
+    `byte_range` is where a member lies in its shard, None for everything else.
     """
 
     uri: str
@@ -26,6 +31,11 @@ class SourceItem:
     end_seconds: float | None = None
     num_bytes: int
     modified_ns: int
+    byte_range: ByteRange | None = None
+
+    def was_listed_in(self, num_bytes: int, modified_ns: int) -> bool:
+        """Whether a file of this size and time is the one that it was found in; of a shard the time alone tells."""
+        return modified_ns == self.modified_ns and (num_bytes == self.num_bytes or inside_of(self.uri) is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +48,21 @@ class SourceFailure:
     stage: Stage = Stage.LIST
 
 
+Found = SourceItem | SourceFailure
+
+
+def failure_of(uri: str, code: ErrorCode, what: str) -> SourceFailure:
+    """Make a failure whose message begins with what it is about."""
+    return SourceFailure(uri=uri, code=code, message=f"{uri!r}: {what}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """Everything that was named, once: items sorted by (uri, start, end), failures by (uri, code)."""
+    """Everything that was named, once.
+
+    Items are sorted by (file, place in it, start, end), where the place is a member's first byte or a row's number;
+    failures by (uri, code).
+    """
 
     items: tuple[SourceItem, ...]
     failures: tuple[SourceFailure, ...]

@@ -1,7 +1,8 @@
 """From what the user named to a sorted list of media: the first step of every run.
 
 The same sources give the same listing in any order of arguments, on any file system: entries are sorted by code
-point, never by the order a folder returns them in, and what two arguments both reach is listed once.
+point (media inside one file by where they lie in it, which is the order to read them in), never by the order a folder
+returns them in, and what two arguments both reach is listed once.
 """
 
 import os
@@ -9,12 +10,16 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.config import SourcesConfig
 from pipeline.errors import UsageError
-from pipeline.media.location import local_path
+from pipeline.media.inside import inside_of
+from pipeline.media.location import local_path, path_uri
+from pipeline.sources.addresses import check_address
+from pipeline.sources.containers import examine_uri, expand
 from pipeline.sources.entries import list_local_manifest, list_remote_manifest
-from pipeline.sources.items import Listing, SourceFailure, SourceItem, absolute_path, has_scheme
-from pipeline.sources.local import Found, list_local
+from pipeline.sources.items import Found, Listing, SourceFailure, SourceItem, absolute_path, has_scheme
+from pipeline.sources.local import list_local
 from pipeline.sources.manifest import is_manifest
 from pipeline.sources.remote import list_remote
+from pipeline.sources.tables import holds_media
 
 __all__ = ["Listing", "SourceFailure", "SourceItem", "list_sources"]
 
@@ -24,11 +29,11 @@ def list_sources(specs: Sequence[str], config: SourcesConfig) -> Listing:
 
     Args:
         specs: each a file, a folder, a glob (where no such path exists), a manifest (by its suffix, when named
-            directly) or an fsspec URL of a file, a folder, a glob or a manifest. Local paths may carry undecodable
-            bytes as Python does (surrogateescape).
+            directly), an fsspec URL of a file, a folder, a glob or a manifest, or the URI of a medium inside a shard or
+            a table. Local paths may carry undecodable bytes as Python does (surrogateescape).
         config: which files of a folder count, and whether links and manifests may leave theirs.
     Raises: UsageError for an argument that matches nothing, a malformed manifest or a refused address.
-    Cost: one stat a file; nothing but manifests is opened.
+    Cost: one stat a file; nothing but manifests, shards and tables is opened (see containers.py).
 
     """
     if not specs:
@@ -36,7 +41,7 @@ def list_sources(specs: Sequence[str], config: SourcesConfig) -> Listing:
     items: set[SourceItem] = set()
     failures: dict[tuple[str, str], SourceFailure] = {}
     for spec in specs:
-        for found in _list_spec(spec, config):
+        for found in (medium for file in _list_spec(spec, config) for medium in expand(file, config)):
             if isinstance(found, SourceItem):
                 items.add(found)
             else:
@@ -53,12 +58,16 @@ def list_sources(specs: Sequence[str], config: SourcesConfig) -> Listing:
 def _list_spec(spec: str, config: SourcesConfig) -> Iterator[Found]:
     if not spec:
         raise UsageError(f"source {spec!r}: expected a file, folder, glob, manifest or URL")
+    if inside_of(spec) is not None:
+        return iter([examine_uri(spec, config)])
     named = local_path(spec) if has_scheme(spec) else spec
     if named is None:
-        return list_remote_manifest(spec, config) if is_manifest(spec) else list_remote(spec, config)
+        check_address(spec, allow_loopback=config.follow_outside)
+        names_media = is_manifest(spec) and not holds_media(spec)
+        return list_remote_manifest(spec, config) if names_media else list_remote(spec, config)
     path = absolute_path(os.fsencode(named))
-    is_file = os.path.isfile(path)  # noqa: PTH113
-    return list_local_manifest(path, config) if is_file and is_manifest(os.fsdecode(path)) else list_local(path, config)
+    names_media = os.path.isfile(path) and is_manifest(os.fsdecode(path)) and not holds_media(path_uri(path))  # noqa: PTH113
+    return list_local_manifest(path, config) if names_media else list_local(path, config)
 
 
 def _one_a_span(items: set[SourceItem]) -> list[SourceItem]:
@@ -68,8 +77,12 @@ def _one_a_span(items: set[SourceItem]) -> list[SourceItem]:
     return list(latest.values())
 
 
-def _place(item: SourceItem) -> tuple[str, float, float]:
+def _place(item: SourceItem) -> tuple[str, int, str, float, float]:
     """Sort by this: an open start before 0, an open end after every other."""
     start = -1.0 if item.start_seconds is None else item.start_seconds
     end = float("inf") if item.end_seconds is None else item.end_seconds
-    return item.uri, start, end
+    inside = inside_of(item.uri)
+    if inside is None:
+        return item.uri, 0, "", start, end
+    position = item.byte_range.start if item.byte_range is not None else (inside.cell or ("", 0))[1]
+    return inside.container, position, inside.name, start, end

@@ -15,10 +15,8 @@ from pathlib import Path
 from pipeline.config import SourcesConfig
 from pipeline.errors import ErrorCode, UsageError
 from pipeline.media.location import path_uri
-from pipeline.sources.items import SourceFailure, SourceItem, absolute_path
+from pipeline.sources.items import Found, SourceFailure, SourceItem, absolute_path, failure_of
 from pipeline.sources.selection import Selection
-
-Found = SourceItem | SourceFailure
 
 _MAGIC = frozenset("*?[")
 
@@ -144,5 +142,4 @@ def _kind(mode: int) -> str:
 
 
 def _failure(path: bytes, code: ErrorCode, what: str) -> SourceFailure:
-    uri = path_uri(path)
-    return SourceFailure(uri=uri, code=code, message=f"{uri!r}: {what}")
+    return failure_of(path_uri(path), code, what)

@@ -17,7 +17,9 @@ import pyarrow.parquet
 from pipeline.errors import UsageError
 
 SUFFIXES = (".csv", ".jsonl", ".ndjson", ".parquet")
-_COLUMNS = ("uri", "start_seconds", "end_seconds")
+URI_COLUMN = "uri"
+SPAN_COLUMNS = ("start_seconds", "end_seconds")
+_COLUMNS = (URI_COLUMN, *SPAN_COLUMNS)
 _JSON_BLOCK_BYTES = 16 << 20
 
 
@@ -50,8 +52,11 @@ def read_manifest(file: BinaryIO, name: str) -> list[ManifestRow]:
         table = _read_table(file, name)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UsageError(f"manifest {name!r}: cannot be read: {error}") from error
-    if "uri" not in table.column_names:
-        raise UsageError(f"manifest {name!r}: expected a `uri` column; name its folder to embed a file of this suffix")
+    if URI_COLUMN not in table.column_names:
+        raise UsageError(
+            f"manifest {name!r}: expected a `uri` column (or in Parquet a column of bytes); "
+            "name its folder to embed a file of this suffix"
+        )
     if not table.num_rows:
         raise UsageError(f"manifest {name!r}: has no rows")
     columns = [table[column].to_pylist() if column in table.column_names else None for column in _COLUMNS]
@@ -100,11 +105,18 @@ def _row(name: str, number: int, uri: object, start: object, end: object) -> Man
         raise UsageError(f"{where}: uri: expected a path or URL, got {uri!r}")
     if "\0" in uri:
         raise UsageError(f"{where}: uri: expected a path or URL, got one with a zero byte: {uri!r}")
-    start_seconds = _seconds(where, "start_seconds", start)
-    end_seconds = _seconds(where, "end_seconds", end)
+    start_seconds, end_seconds = checked_span(where, start, end)
+    return ManifestRow(number=number, uri=uri, start_seconds=start_seconds, end_seconds=end_seconds)
+
+
+def checked_span(where: str, start: object, end: object) -> tuple[float | None, float | None]:
+    """Read a span's two cells. Raises: UsageError that begins with `where`."""
+    start_seconds, end_seconds = (
+        _seconds(where, column, value) for column, value in zip(SPAN_COLUMNS, (start, end), strict=True)
+    )
     if start_seconds is not None and end_seconds is not None and start_seconds >= end_seconds:
         raise UsageError(f"{where}: expected start_seconds < end_seconds, got {start_seconds} and {end_seconds}")
-    return ManifestRow(number=number, uri=uri, start_seconds=start_seconds, end_seconds=end_seconds)
+    return start_seconds, end_seconds
 
 
 def _seconds(where: str, column: str, value: object) -> float | None:

@@ -1,0 +1,173 @@
+"""Parquet and Arrow tables with a column of bytes: every row a source, read one cell at a time."""
+
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import ErrorCode, MediaError, UsageError
+from pipeline.media.location import open_binary
+from pipeline.media.table_cells import TableCells
+from pipeline.sources.content_id import content_id
+from tests.containers import make_table
+
+from .factories import list_with, make_file, only_failure, uris_of
+
+CELLS = [b"first", b"second" * 50, b"third", b"fourth", b"fifth"]
+NAMES = ["t.parquet", "t.arrow"]
+
+
+def read(uri: str, **limits: int) -> bytes:
+    with open_binary(uri, **limits) as file:
+        return file.read()
+
+
+def refusal(uri: str, **limits: int) -> ErrorCode:
+    with pytest.raises(MediaError) as caught:
+        read(uri, **limits)
+    assert uri in caught.value.message
+    return caught.value.code
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("column", ["bytes", "image"])
+def test_every_row_is_a_source_in_order_and_its_cell_is_read(tmp_path: Path, name: str, column: str) -> None:
+    table = make_table(tmp_path / name, CELLS * 3, column=column)
+    uris = [f"row://{column}/{row}::{table}" for row in range(15)]
+    for spec in (table, tmp_path):
+        assert uris_of(list_with(spec)) == uris
+    assert [read(uri) for uri in uris] == CELLS * 3
+    assert [read(uri) for uri in reversed(uris)] == list(reversed(CELLS * 3))
+    assert list_with(uris[7]).items == (list_with(table).items[7],)
+
+
+def test_an_arrow_stream_is_read_as_an_arrow_file_is(tmp_path: Path) -> None:
+    stream = make_table(tmp_path / "t.stream", CELLS).rename(tmp_path / "t.arrow")
+    assert [read(item.uri) for item in list_with(stream).items] == CELLS
+
+
+def test_a_cell_has_the_content_id_of_an_equal_file(tmp_path: Path) -> None:
+    items = list_with(make_table(tmp_path / "t.parquet", CELLS)).items
+    assert content_id(items[1]) == content_id(list_with(make_file(tmp_path / "f", CELLS[1])).items[0])
+
+
+def test_spans_beside_the_bytes_are_taken_and_a_bad_one_names_its_row(tmp_path: Path) -> None:
+    table = make_table(tmp_path / "t.parquet", CELLS[:2], start_seconds=[None, 1.5], end_seconds=[None, 2.0])
+    assert [(item.start_seconds, item.end_seconds) for item in list_with(table).items] == [(None, None), (1.5, 2.0)]
+    with pytest.raises(UsageError, match=r"t\.parquet', row 1: expected start_seconds < end_seconds"):
+        list_with(make_table(tmp_path / "t.parquet", CELLS[:2], start_seconds=[0.0, 3.0], end_seconds=[1.0, 2.0]))
+
+
+def test_a_table_with_a_uri_column_is_a_manifest_whatever_else_is_in_it(tmp_path: Path) -> None:
+    named = make_file(tmp_path / "a.mp4")
+    table = make_table(tmp_path / "t.parquet", CELLS[:1], uri=["a.mp4"])
+    assert uris_of(list_with(table)) == [str(named)]
+
+
+def test_bytes_go_before_other_columns_and_several_others_are_refused(tmp_path: Path) -> None:
+    masks = pa.array(CELLS[:2], pa.binary())
+    both = pa.table({"bytes": pa.array(CELLS[:2], pa.binary()), "mask": masks})
+    pq.write_table(both, tmp_path / "t.parquet")
+    assert len(list_with(tmp_path / "t.parquet").items) == 2
+    pq.write_table(both.rename_columns(["image", "mask"]), tmp_path / "t.parquet")
+    failure = only_failure(list_with(tmp_path / "t.parquet"))
+    assert "found image, mask" in failure.message
+    assert read(f"row://mask/1::{tmp_path}/t.parquet") == CELLS[1]
+
+
+def test_a_table_without_media_or_that_cannot_be_read_stays_a_plain_file_in_a_folder(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"n": [1]}), tmp_path / "a.parquet")
+    make_file(tmp_path / "b.parquet", b"PAR1 and no more")
+    make_file(tmp_path / "c.arrow", b"ARROW1 and no more")
+    assert uris_of(list_with(tmp_path)) == [str(tmp_path / name) for name in ("a.parquet", "b.parquet", "c.arrow")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("place", "code"),
+    [
+        ("bytes/1", ErrorCode.UNSUPPORTED_MEDIA),
+        ("bytes/9", ErrorCode.CORRUPT_MEDIA),
+        ("none/0", ErrorCode.CORRUPT_MEDIA),
+        ("label/0", ErrorCode.CORRUPT_MEDIA),
+        ("bytes/-1", ErrorCode.UNREADABLE),
+        ("0", ErrorCode.UNREADABLE),
+    ],
+)
+def test_a_cell_that_is_null_or_not_there_is_an_error_that_names_it(
+    tmp_path: Path, name: str, place: str, code: ErrorCode
+) -> None:
+    table = make_table(tmp_path / name, [b"first", None, b"third"])
+    assert refusal(f"row://{place}::{table}") is code
+    assert read(f"row://bytes/2::{table}") == b"third"
+
+
+def test_a_cell_over_the_limit_is_refused(tmp_path: Path) -> None:
+    table = make_table(tmp_path / "t.parquet", CELLS)
+    assert refusal(f"row://bytes/1::{table}", max_bytes=100) is ErrorCode.LIMIT_EXCEEDED
+
+
+def test_a_table_of_more_rows_than_bytes_is_refused_before_they_are_listed(tmp_path: Path) -> None:
+    table = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"bytes": pa.nulls(100_000, pa.binary())}), table)
+    assert table.stat().st_size < 100_000
+    assert only_failure(list_with(table)).code is ErrorCode.CORRUPT_MEDIA
+
+
+def test_a_damaged_row_group_costs_its_own_rows(tmp_path: Path) -> None:
+    table = tmp_path / "t.parquet"
+    cells = [bytes([number]) * 1000 for number in range(6)]
+    pq.write_table(pa.table({"bytes": cells}), table, row_group_size=2, compression="zstd", use_dictionary=False)
+    place = pq.read_metadata(table).row_group(1).column(0).data_page_offset
+    data = bytearray(table.read_bytes())
+    data[place : place + 60] = b"\xff" * 60
+    table.write_bytes(data)
+    uris = uris_of(list_with(table))
+    assert [read(uris[row]) for row in (0, 1, 4, 5)] == [cells[row] for row in (0, 1, 4, 5)]
+    for row in (2, 3):
+        assert refusal(uris[row]) in (ErrorCode.UNREADABLE, ErrorCode.CORRUPT_MEDIA)
+
+
+def test_offsets_of_an_arrow_file_that_point_outside_it_are_refused(tmp_path: Path) -> None:
+    offsets = pa.py_buffer(b"".join(number.to_bytes(4, "little") for number in (0, 1 << 30, 3)))
+    wild = pa.Array.from_buffers(pa.binary(), 2, [None, offsets, pa.py_buffer(b"abc")])
+    with pa.ipc.new_file(tmp_path / "t.arrow", pa.schema({"bytes": pa.binary()})) as writer:
+        writer.write_batch(pa.record_batch({"bytes": wild}))
+    assert refusal(f"row://bytes/0::{tmp_path}/t.arrow") is ErrorCode.CORRUPT_MEDIA
+
+
+def test_a_table_that_is_replaced_is_read_anew(tmp_path: Path) -> None:
+    table = make_table(tmp_path / "t.parquet", CELLS)
+    uri = f"row://bytes/0::{table}"
+    assert read(uri) == b"first"
+    make_table(table, [b"other" * 100])
+    assert read(uri) == b"other" * 100
+
+
+def test_a_table_in_a_store_is_read_by_the_same_rule(tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    for name in NAMES:
+        memory.pipe_file(f"/tables/{name}", make_table(tmp_path / name, CELLS).read_bytes())
+        listing = list_with(f"memory://tables/{name}")
+        assert uris_of(listing) == [f"row://bytes/{row}::memory:///tables/{name}" for row in range(5)]
+        assert [read(item.uri) for item in listing.items] == CELLS
+    memory.rm("/tables", recursive=True)
+
+
+def test_one_large_row_group_is_streamed_and_not_held(tmp_path: Path) -> None:
+    num_cells, cell_bytes = 96, 1 << 20
+    schema = pa.schema({"bytes": pa.binary()})
+    with pq.ParquetWriter(tmp_path / "t.parquet", schema, use_dictionary=False, write_batch_size=4) as writer:
+        cells = [bytes([number]) * cell_bytes for number in range(num_cells)]
+        writer.write_table(pa.table({"bytes": cells}, schema=schema), row_group_size=num_cells)
+    del cells
+    with (tmp_path / "t.parquet").open("rb") as file:
+        table = TableCells(file)
+        before = pa.total_allocated_bytes()
+        peak = 0
+        for row in range(num_cells):
+            assert table.cell("bytes", row)[:1] == bytes([row])
+            peak = max(peak, pa.total_allocated_bytes() - before)
+    assert peak < num_cells * cell_bytes / 2
