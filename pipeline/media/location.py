@@ -18,7 +18,6 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 from pipeline.errors import ErrorCode, MediaError, Stage
 from pipeline.media.byte_range import ByteRange, open_range
 from pipeline.media.inside import TAR, Inside, inside_of
-from pipeline.media.tar_index import TarError, named_members
 
 if TYPE_CHECKING:
     from pipeline.media.table_cells import TableCells
@@ -60,19 +59,18 @@ def open_binary(
 
     Args:
         uri: as described at the top of this file.
-        byte_range: where a member lies in its shard, if that is known; None for everything else.
+        byte_range: where a member lies in its shard; None for everything else.
         max_bytes: refuse larger media; None takes any.
         stage: written into the errors.
     Raises: MediaError UNREADABLE, NOT_A_FILE, LIMIT_EXCEEDED, CHANGED_MEDIA (a shard that is shorter now),
         CORRUPT_MEDIA or UNSUPPORTED_MEDIA (a table's cell).
-    Cost: nothing is read before it is asked for, but a cell, a member of a remote shard below 8 MiB, and the shard's
-        headers up to a member whose place is not given.
+    Cost: nothing is read before it is asked for, but a cell, and a member of a remote shard below 8 MiB.
     """
     inside = inside_of(uri)
     if byte_range is not None:
         _require_size(uri, byte_range.num_bytes, max_bytes, stage)
         return _open_member(uri, uri if inside is None else inside.container, byte_range, stage)
-    file = _open_whole(uri, stage) if inside is None else _look_inside(uri, inside, stage)
+    file = _open_whole(uri, stage) if inside is None else _open_inside(uri, inside, stage)
     num_bytes = file.seek(0, os.SEEK_END)
     file.seek(0)
     try:
@@ -111,24 +109,9 @@ def _shorter(uri: str, byte_range: ByteRange, num_bytes: int, stage: Stage) -> M
     return MediaError(ErrorCode.CHANGED_MEDIA, message, stage)
 
 
-def _look_inside(uri: str, inside: Inside, stage: Stage) -> BinaryIO:
-    return _find_member(uri, inside, stage) if inside.scheme == TAR else _open_cell(uri, inside, stage)
-
-
-def _find_member(uri: str, inside: Inside, stage: Stage) -> BinaryIO:
-    file = _open_whole(inside.container, stage)
-    try:
-        for name, member in named_members(inside.container, file):
-            if name == uri and member.refusal is None:
-                return open_range(file, member.byte_range)
-        reason = "the shard has no such plain member"
-    except (TarError, OSError) as error:
-        reason = str(error)
-    file.close()
-    raise MediaError(ErrorCode.UNREADABLE, f"{uri}: expected a readable member: {reason}", stage)
-
-
-def _open_cell(uri: str, inside: Inside, stage: Stage) -> BinaryIO:
+def _open_inside(uri: str, inside: Inside, stage: Stage) -> BinaryIO:
+    if inside.scheme == TAR:
+        raise MediaError(ErrorCode.UNREADABLE, f"{uri}: expected to be told where in the shard the member lies", stage)
     cell = inside.cell
     if cell is None:
         raise MediaError(ErrorCode.UNREADABLE, f"{uri}: expected row://<column>/<number>::<file>", stage)

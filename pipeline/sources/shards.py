@@ -17,10 +17,10 @@ from typing import BinaryIO
 from pipeline.config import SourcesConfig
 from pipeline.errors import ErrorCode, MediaError, Stage
 from pipeline.media.container import SNIFF_BYTES, sniff
-from pipeline.media.inside import Inside
+from pipeline.media.inside import Inside, member_uri
 from pipeline.media.location import open_binary
-from pipeline.media.tar_index import BLOCK_BYTES, TarError, TarMember, is_tar, named_members
 from pipeline.sources.items import Found, SourceFailure, SourceItem, failure_of
+from pipeline.sources.tar_index import BLOCK_BYTES, TarError, TarMember, is_tar, read_members
 
 _SUFFIX = ".tar"
 _COMPRESSED_SUFFIXES = (
@@ -55,7 +55,7 @@ def list_members(shard: SourceItem, config: SourcesConfig) -> Iterator[Found]:
             if unfit is not None:
                 yield unfit
                 return
-            for uri, member in named_members(shard.uri, file):
+            for uri, member in _named(shard.uri, file):
                 if _counts(member, file, config):
                     num_found += 1
                     yield _found(shard, uri, member)
@@ -90,11 +90,18 @@ def _index(shard: SourceItem) -> dict[str, Found]:
     index: dict[str, Found] = {}
     try:
         with open_binary(shard.uri, stage=Stage.LIST) as file:
-            for uri, member in named_members(shard.uri, file):
+            for uri, member in _named(shard.uri, file):
                 index[uri] = _found(shard, uri, member)
     except (TarError, MediaError, OSError):
         pass  # what comes after the damage is missing, and named so
     return index
+
+
+def _named(shard_uri: str, file: BinaryIO) -> Iterator[tuple[str, TarMember]]:
+    copies: dict[bytes, int] = {}
+    for member in read_members(file):
+        copies[member.name] = copies.get(member.name, 0) + 1
+        yield member_uri(shard_uri, member.name, copies[member.name]), member
 
 
 def _unfit(shard: SourceItem, file: BinaryIO) -> Found | None:

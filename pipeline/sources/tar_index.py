@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from pipeline.media.byte_range import ByteRange
-from pipeline.media.inside import member_uri
 
 BLOCK_BYTES = 512
 _MAX_EXTENDED_BYTES = 1 << 20
@@ -73,14 +72,6 @@ def read_members(file: BinaryIO) -> Iterator[TarMember]:
         extended = {}
         if member is not None:
             yield member
-
-
-def named_members(shard_uri: str, file: BinaryIO) -> Iterator[tuple[str, TarMember]]:
-    """Give the members in order, each with its URI; a name that comes again is counted. Raises: as `read_members`."""
-    copies: dict[bytes, int] = {}
-    for member in read_members(file):
-        copies[member.name] = copies.get(member.name, 0) + 1
-        yield member_uri(shard_uri, member.name, copies[member.name]), member
 
 
 def _member(
