@@ -14,8 +14,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## Embed real sample videos and images with a tiny random model, and show the table.
 	$(BIN)/python examples/demo.py
 
-test: $(STAMP)  ## All tests, those of a Ray in a process of their own; gpu tests skip without a CUDA device.
-	$(BIN)/python -m pytest -q -m "not ray and not soak"
+test: $(STAMP)  ## All tests, those of a Ray one after the other in a process of their own; gpu tests skip without a CUDA device.
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile -m "not ray and not soak"
 	$(BIN)/python -m pytest -q -m "ray and not soak"
 
 soak: $(STAMP)  ## Faults at scale, some twenty minutes on two cores; writes docs/soak.md.

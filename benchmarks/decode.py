@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +81,12 @@ def official(frames: torch.Tensor, clip: Clip) -> torch.Tensor:
     return rows
 
 
-def decord_batch(clip: Clip) -> Callable[[], object]:
-    """Call decord's get_batch, as transformers and qwen-vl-utils call it."""
+def decord_patches(clip: Clip) -> torch.Tensor:
+    """Call decord's get_batch, as transformers and qwen-vl-utils call it, and the rest as `official`."""
     import decord
 
-    def run() -> None:
-        reader = decord.VideoReader(clip.source_uris[0], num_threads=1)
-        official(torch.from_numpy(reader.get_batch(list(clip.frame_indices)).asnumpy()), clip)
-
-    return run
+    reader = decord.VideoReader(clip.source_uris[0], num_threads=1)
+    return official(torch.from_numpy(reader.get_batch(list(clip.frame_indices)).asnumpy()), clip)
 
 
 def pyav_sequential(clip: Clip) -> Callable[[], object]:
@@ -131,7 +129,7 @@ def main() -> None:
         ways = {
             "patchwire, pyav": patchwire(clip, "pyav", config),
             "patchwire, decord": patchwire(clip, "decord", config),
-            "decord get_batch + transformers": decord_batch(clip),
+            "decord get_batch + transformers": partial(decord_patches, clip),
             "pyav sequential + transformers": pyav_sequential(clip),
             "decode alone": decode_alone(clip),
         }

@@ -21,8 +21,9 @@ import torch
 from benchmarks.measure import as_values, matmul_rate, measure, print_record, print_table
 from benchmarks.requests import StandInStore, make_store, parse_grid, random_request
 from pipeline.checkpoint import VisionSpec, resolve_model
-from pipeline.config import Config
+from pipeline.config import Config, load_config
 from pipeline.encoder.counts import Grid
+from pipeline.encoder.weights import load_tower
 from pipeline.request.table import unwrap_request
 from pipeline.stages.encode import Encode, encode_device, encode_dtype
 
@@ -71,14 +72,14 @@ class Towers:
     exact_peer: Any
 
     @classmethod
-    def of(cls, model: str) -> Self:
+    def of(cls, model: str, settings: Sequence[str]) -> Self:
         """Load all three."""
-        config = Config(model=model)
+        config = load_config(None, settings, model)
         device = encode_device(config)
-        dtype = encode_dtype(config, device)
+        dtype = torch.bfloat16 if config.encode.dtype == "float8" else encode_dtype(config, device)
         spec = resolve_model(model).vision
         stage = Encode(config, model)
-        weights = {name: weight.cpu() for name, weight in stage._encoder._tower.state_dict().items()}
+        weights = load_tower(resolve_model(model), device=torch.device("cpu"), dtype=dtype).state_dict()
         return cls(
             model=model,
             device=device,
@@ -124,10 +125,10 @@ def run(towers: Towers, grid: Grid, repeats: int, roof: float, store: StandInSto
 
 
 def run_model(
-    model: str, grids: Sequence[Grid], repeats: int, roof: float, store: StandInStore | None
+    model: str, settings: Sequence[str], grids: Sequence[Grid], repeats: int, roof: float, store: StandInStore | None
 ) -> list[dict[str, Any]]:
     """Every grid on one model, whose towers are let go afterwards."""
-    towers = Towers.of(model)
+    towers = Towers.of(model, settings)
     return [run(towers, grid, repeats, roof, store) for grid in grids]
 
 
@@ -137,6 +138,7 @@ def main() -> None:
     parser.add_argument("--model", action="append")
     parser.add_argument("--grid", action="append", help="TxHxW in patches: temporal patches x rows x columns")
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--set", action="append", default=[], dest="settings", help="section.key=value of the config")
     parser.add_argument("--matmul", type=int, default=8192, help="side of the product that sets the roof")
     arguments = parser.parse_args()
 
@@ -147,7 +149,7 @@ def main() -> None:
     results = [
         result
         for model in arguments.model or ["random:2b"]
-        for result in run_model(model, grids, arguments.repeats, roof, store)
+        for result in run_model(model, arguments.settings, grids, arguments.repeats, roof, store)
     ]
     print_table(
         ["model", "request", "patches", "Patchwire", "transformers", "times", "share of roof", "error", "theirs"],

@@ -4,8 +4,9 @@
 
 Producers hand out ready requests as decode actors would, and the encode actor takes them from the object store with the
 placement of a run. Beside it the same stage called in a loop, in this process, without Ray. Seconds a request are
-taken between results, the first `--warmup` left out; `busy` is the time in encode calls over the time between results,
-and two calls overlap on a GPU.
+taken between results, the first `--warmup` left out. `in calls` is the time in encode calls over the time between
+results, and two calls overlap on a GPU; `idle` is the share of the time with no kernel running, by the driver's count.
+On a machine of several GPUs each has an encode actor, and `of the stage alone` is out of their number.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import pyarrow as pa
 from ray.data import ActorPoolStrategy
 
 from actors.encode import EncodeActor
+from benchmarks.gpu_load import GpuLoad
 from benchmarks.measure import measure, print_record, print_table
 from benchmarks.requests import make_store, parse_grid, random_request
 from pipeline.config import Config, load_config
@@ -69,17 +71,21 @@ def through_ray(config: Config, model: str, grid: Grid, num_requests: int, warmu
             )
         )
         arrivals, encodes, ways = [], [], set()
-        for table in dataset.iter_batches(batch_format="pyarrow", batch_size=None):
-            arrivals += [time.perf_counter()] * table.num_rows
-            encodes += table["encode_seconds"].to_pylist()
-            ways |= set(table["transfer"].to_pylist())
+        with GpuLoad() as load:
+            for table in dataset.iter_batches(batch_format="pyarrow", batch_size=None):
+                arrivals += [time.perf_counter()] * table.num_rows
+                encodes += table["encode_seconds"].to_pylist()
+                ways |= set(table["transfer"].to_pylist())
+                if len(arrivals) <= warmup:
+                    load.forget()
     assert len(arrivals) == num_requests, "requests were lost or came twice"
     elapsed = arrivals[-1] - arrivals[warmup - 1]
     return {
         "way": "through Ray",
         "transfer": sorted(ways),
         "seconds": elapsed / (num_requests - warmup),
-        "busy": sum(encodes[warmup:]) / elapsed if elapsed else 0.0,
+        "in_calls": sum(encodes[warmup:]) / elapsed if elapsed else 0.0,
+        "idle": load.idle_share,
         "encode_seconds": statistics.median(encodes[warmup:]),
     }
 
@@ -99,14 +105,15 @@ def main() -> None:
     single = alone(config, arguments.model, grid, repeats=max(2, arguments.requests // 5))
     results = [{**result, "of_alone": single["seconds"] / result["seconds"]} for result in (single, streamed)]
     print_table(
-        ["way", "transfer", "ms a request", "of the stage alone", "busy"],
+        ["way", "transfer", "ms a request", "of the stage alone", "in calls", "idle"],
         [
             [
                 result["way"],
                 ", ".join(result["transfer"]),
                 f"{result['seconds'] * 1e3:.1f}",
                 f"{result['of_alone']:.2f}",
-                f"{result['busy']:.0%}" if "busy" in result else "",
+                f"{result['in_calls']:.0%}" if "in_calls" in result else "",
+                f"{result['idle']:.1%}" if result.get("idle") is not None else "",
             ]
             for result in results
         ],

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pipeline.digest import digest_bytes, digest_values
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, UsageError
 
 DEFAULT_MODEL = "Qwen/Qwen3-VL-2B-Instruct"
 FAMILIES = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
@@ -231,7 +231,7 @@ def resolve_model(model: str | None) -> Checkpoint:
 
     Args:
         model: a folder, a hub id (`name` or `name@revision`), `random:tiny|2b|8b`, or None for the default.
-    Raises: ModelError when it cannot be found, fetched or served.
+    Raises: ModelError when it cannot be found, fetched or served; UsageError for random weights of another size.
     Cost: a few small files; from a hub, the shards that hold vision weights are downloaded too.
     """
     name = model or DEFAULT_MODEL
@@ -250,7 +250,7 @@ def resolve_model(model: str | None) -> Checkpoint:
 def _random_checkpoint(name: str) -> Checkpoint:
     size = name.removeprefix(RANDOM_PREFIX)
     if size not in _RANDOM:
-        raise ModelError(
+        raise UsageError(
             f"model {name}: random weights come as {', '.join(RANDOM_PREFIX + known for known in _RANDOM)}"
         )
     revision = f"seed-{RANDOM_SEED}"

@@ -149,17 +149,25 @@ class EncodeConfig(Section):
     """Where and how the encoder runs."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="`auto` takes CUDA where there is one.")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="Encoder arithmetic: `auto` is bfloat16 on CUDA and float32 on a CPU."
+    dtype: Literal["auto", "float32", "bfloat16", "float8"] = Field(
+        default="auto",
+        description="Encoder arithmetic: `auto` is bfloat16 on CUDA and float32 on a CPU. `float8`: bfloat16, with the "
+        "blocks' matrix products in 8 bits; a model that this changes too much is refused.",
+    )
+    float8_least_cosine: float = Field(
+        default=0.999,
+        gt=0,
+        le=1,
+        description="With dtype `float8`: the least cosine to bfloat16 of the worst calibration picture.",
     )
     max_patches: int | None = _positive_or_none(
         description="Patches of one forward pass; a larger request is encoded in chunks of whole temporal patches. "
         "None: at most 65,536, and what fits into 40 % of the device memory that is free at the start.",
     )
-    register_store: Literal["auto", "off"] = Field(
+    register_store: Literal["auto", "never"] = Field(
         default="auto",
         description="`auto` page-locks Ray's object store once an encode actor, at about 0.8 s a GiB, so that requests "
-        "reach the GPU without a memcpy; above 32 GiB, or where CUDA refuses, pinned slots serve, as with `off`.",
+        "reach the GPU without a memcpy; above 32 GiB, or where CUDA refuses, pinned slots serve, as with `never`.",
     )
     threads: int | None = _positive_or_none(
         le=1024, description="CPU threads of the encoder. None: every core. The same number gives the same bits."
@@ -175,6 +183,11 @@ class OutputConfig(Section):
     dtype: Literal["float16", "float32"] = Field(default="float32", description="Type of the stored vectors.")
     normalize: bool = Field(default=True, description="Scale each vector to length 1.")
     deepstack: bool = Field(default=False, description="At level `token`: the deepstack features too.")
+    compact: bool = Field(
+        default=False,
+        description="End a run by copying the embeddings into files of about 512 MB, named by an atomic manifest "
+        "(OUT/table). Off by default: the rows take their space twice, and each run that adds any copies them all.",
+    )
 
 
 class RayConfig(Section):
@@ -220,7 +233,7 @@ class Config(Section):
             "sizes": self.sizes.model_dump(mode="json"),
             "images": self.images.model_dump(mode="json"),
             "encode": {"dtype": self.encode.dtype},
-            "output": self.output.model_dump(mode="json"),
+            "output": self.output.model_dump(mode="json", exclude={"compact"}),
         }
 
     @classmethod

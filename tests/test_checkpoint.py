@@ -11,7 +11,7 @@ from pipeline.checkpoint import (
     resolve_model,
     weight_files,
 )
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, UsageError
 
 VISION = {"depth": 2, "hidden_size": 128, "num_heads": 2, "intermediate_size": 256, "out_hidden_size": 64}
 PROCESSOR = {
@@ -115,7 +115,7 @@ def test_random_weights_say_what_they_are() -> None:
     checkpoint = resolve_model("random:8b")
     assert checkpoint.is_random
     assert (checkpoint.vision.depth, checkpoint.vision.head_dim) == (27, 72)
-    with pytest.raises(ModelError, match="random:tiny, random:2b, random:8b"):
+    with pytest.raises(UsageError, match="random:tiny, random:2b, random:8b"):
         resolve_model("random:70b")
 
 

@@ -243,8 +243,8 @@ def compact(out: Output) -> None:
 
     folder = OutputFolder(out)
     require_run_record(folder)
-    with stoppable(), Lease(folder):
-        manifest = compact_output(folder)
+    with stoppable(), Lease(folder) as lease:
+        manifest = compact_output(folder, require_held=lease.check)
     render.manifest(manifest, folder.uri)
 
 

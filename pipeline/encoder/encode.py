@@ -22,12 +22,15 @@ from torch import Tensor
 
 from pipeline.checkpoint import Checkpoint, VisionSpec
 from pipeline.config import OutputConfig
+from pipeline.encoder.calibration import check_float8
 from pipeline.encoder.counts import Grid, num_patches, num_vectors, split_chunks
+from pipeline.encoder.float8 import to_float8
 from pipeline.encoder.graphs import FrameGraphs, FrameShape, bucket_of
-from pipeline.encoder.kernels import make_kernels
+from pipeline.encoder.kernels import FLOAT8, Kernels, make_kernels
 from pipeline.encoder.memory import affordable_patches, peak_bytes
 from pipeline.encoder.pixels import PixelNormalizer
 from pipeline.encoder.pooling import OUTPUT_DTYPES, clip_means, finish, frame_means
+from pipeline.encoder.tower import VisionTower
 from pipeline.encoder.weights import load_tower
 from pipeline.errors import ModelError, RequestError
 
@@ -68,10 +71,11 @@ class Encoder:
     Args:
         checkpoint: dimensions, recipe and where the weights are.
         device: where it runs; requests must already be there.
-        dtype: arithmetic of the tower.
+        dtype: arithmetic of the tower. With `FLOAT8` its blocks' products are in 8 bits, and all else in bfloat16.
         max_patches: patches of one forward pass; None: what fits into the device's free memory.
         max_graphs: CUDA graphs kept for small requests; 0 for none. The vectors are the same to the bit.
-    Raises: ModelError when the weights do not fit the checkpoint's config.
+        float8_least_cosine: how far from bfloat16 the worst calibration picture may be in 8 bits.
+    Raises: ModelError when the weights do not fit the checkpoint's config, or suffer too much from 8 bits.
     """
 
     def __init__(
@@ -82,11 +86,17 @@ class Encoder:
         dtype: torch.dtype,
         max_patches: int | None = None,
         max_graphs: int = MAX_GRAPHS,
+        float8_least_cosine: float = 0.999,
     ) -> None:
         self.spec = checkpoint.vision
-        self._dtype = dtype
-        self._pixels = PixelNormalizer(checkpoint.vision, checkpoint.preprocessing, make_kernels(device)).to(device)
-        self._tower = load_tower(checkpoint, device=device, dtype=dtype)
+        kernels = make_kernels(device)
+        self._arithmetic = dtype
+        self._dtype = torch.bfloat16 if dtype == FLOAT8 else dtype
+        self._pixels = PixelNormalizer(checkpoint.vision, checkpoint.preprocessing, kernels).to(device)
+        _set_kernels(device, dtype)
+        self._tower = load_tower(checkpoint, device=device, dtype=self._dtype)
+        if dtype == FLOAT8:
+            self._tower = self._checked_float8(kernels, float8_least_cosine)
         self._max_patches = max_patches or affordable_patches(self.spec, dtype, device)
         self._graphs: FrameGraphs | None = None
         if device.type == "cuda":
@@ -99,7 +109,6 @@ class Encoder:
             )
         # Queueing takes turns: recordings share their input, and may not see another thread's work begin.
         self._lock = Lock()
-        _set_kernels(device, dtype)
 
     @property
     def vector_dim(self) -> int:
@@ -199,7 +208,7 @@ class Encoder:
             return work(patch_rows, grids)
         except torch.OutOfMemoryError as error:
             if sum(grid[0] for grid in grids) == 1:
-                needed = peak_bytes(self.spec, num_patches(grids), self._dtype, row_bytes=patch_rows.shape[1])
+                needed = peak_bytes(self.spec, num_patches(grids), self._arithmetic, row_bytes=patch_rows.shape[1])
                 raise ModelError(
                     f"one temporal patch of {grids[0][1]}x{grids[0][2]} patches does not fit into the device's memory: "
                     f"it needs about {needed} bytes beside the weights; set sizes.max_tokens_per_frame"
@@ -211,6 +220,13 @@ class Encoder:
         self._max_patches = min(self._max_patches, half)
         _LOG.warning("out_of_device_memory patches=%d now_at_most=%d", num_patches(grids), self._max_patches)
         return list(split_chunks(grids, half))
+
+    @torch.inference_mode()
+    def _checked_float8(self, kernels: Kernels, least_cosine: float) -> VisionTower:
+        quick = to_float8(self._tower, kernels)
+        worst = check_float8(self._tower, quick, self._pixels, least_cosine=least_cosine)
+        _LOG.info("float8_calibrated worst_cosine=%.6f", worst)
+        return quick
 
     def _check(self, patch_rows: Tensor, grid_thw: Sequence[Sequence[int]]) -> None:
         widths = self._pixels.row_bytes

@@ -15,6 +15,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -24,10 +25,20 @@ from torch.nn import functional
 from pipeline.encoder.attention import FrameRun, attend, rotate
 
 _LOG = logging.getLogger(__name__)
+FLOAT8 = torch.float8_e4m3fn
+FLOAT8_MAX = 448.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Float8Rows:
+    """A matrix in 8 bits, each row scaled to the whole range: `values` (rows, n) times float32 `scales` (rows, 1)."""
+
+    values: Tensor
+    scales: Tensor
 
 
 class Kernels(Protocol):
-    """The steps between a tower's matrix products."""
+    """The steps between a tower's matrix products; those in float8, the products too."""
 
     def normalise(
         self, patch_rows: Tensor, mean: Tensor, std: Tensor, shape: tuple[int, int, int], dtype: torch.dtype
@@ -70,6 +81,22 @@ class Kernels(Protocol):
 
     def linear_gelu(self, hidden: Tensor, linear: nn.Linear) -> Tensor:
         """Apply `linear` and the tanh-approximated GELU."""
+        ...
+
+    def layer_norm_float8(self, hidden: Tensor, late: Tensor | None, offset: Tensor, norm: nn.LayerNorm) -> Float8Rows:
+        """Add `late` (P, D) to `hidden` (P, D) in place, then normalise as `layer_norm`, of the unrounded sum."""
+        ...
+
+    def to_float8(self, values: Tensor) -> Float8Rows:
+        """Scale each row of (rows, n) by its largest magnitude and round it to 8 bits."""
+        ...
+
+    def gelu_to_float8(self, values: Tensor, bias: Tensor) -> Float8Rows:
+        """`to_float8` of the tanh-approximated GELU of `values + bias`, computed in float32."""
+        ...
+
+    def float8_product(self, rows: Float8Rows, weight: Float8Rows, bias: Tensor | None) -> Tensor:
+        """Multiply (P, n) by the transpose of `weight` (m, n), add `bias` (m,): bfloat16 (P, m)."""
         ...
 
 
@@ -121,3 +148,27 @@ class TorchKernels:
     def linear_gelu(self, hidden: Tensor, linear: nn.Linear) -> Tensor:
         """Two kernels; the GELU sees a rounded product."""
         return functional.gelu(linear(hidden), approximate="tanh")
+
+    def layer_norm_float8(self, hidden: Tensor, late: Tensor | None, offset: Tensor, norm: nn.LayerNorm) -> Float8Rows:
+        """Several kernels and float32 temporaries."""
+        shifted = hidden.to(torch.float32)
+        if late is not None:
+            shifted += late
+            hidden.copy_(shifted)
+        weight, bias = norm.weight.to(torch.float32), norm.bias.to(torch.float32)
+        return self.to_float8(functional.layer_norm(shifted + offset, norm.normalized_shape, weight, bias, norm.eps))
+
+    def to_float8(self, values: Tensor) -> Float8Rows:
+        """Several kernels and a float32 temporary."""
+        exact = values.to(torch.float32)
+        scales = exact.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / FLOAT8_MAX
+        return Float8Rows(values=(exact / scales).to(FLOAT8), scales=scales)
+
+    def gelu_to_float8(self, values: Tensor, bias: Tensor) -> Float8Rows:
+        """Several kernels and float32 temporaries."""
+        return self.to_float8(functional.gelu(values.to(torch.float32) + bias, approximate="tanh"))
+
+    def float8_product(self, rows: Float8Rows, weight: Float8Rows, bias: Tensor | None) -> Tensor:
+        """A product in float32."""
+        exact = rows.values.to(torch.float32) @ weight.values.to(torch.float32).t() * rows.scales * weight.scales.t()
+        return (exact if bias is None else exact + bias).to(torch.bfloat16)

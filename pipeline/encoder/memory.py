@@ -7,6 +7,7 @@ checked against the allocator by a test. Attention needs no memory of its own: i
 import torch
 
 from pipeline.checkpoint import VisionSpec
+from pipeline.encoder.kernels import FLOAT8
 
 _SHARE_OF_FREE = 0.4  # two requests may be under way, and another's bytes arriving
 _MOST_PATCHES = 65_536  # beyond that a pass is no faster
@@ -17,10 +18,13 @@ def bytes_per_patch(spec: VisionSpec, dtype: torch.dtype, *, row_bytes: int | No
 
     Args:
         spec: the tower's dimensions.
-        dtype: its arithmetic.
+        dtype: its arithmetic, `FLOAT8` included.
         row_bytes: of the request's media; None means video, the larger.
     """
     hidden = spec.hidden_size
+    if dtype == FLOAT8:
+        # The stream, then fc1's result in 16 bits and its GELU in 8, with what is still to be added to the stream.
+        return (row_bytes or spec.patch_values) + 2 * spec.patch_values + 3 * hidden + 3 * spec.intermediate_size
     attention = (1 + 3 + 1) * hidden  # normalised, qkv, result
     mlp = hidden + spec.intermediate_size * (1 if dtype == torch.bfloat16 else 2)
     values = spec.patch_values + hidden + max(attention, mlp)

@@ -46,6 +46,21 @@ class Place:
     runs: tuple[FrameRun, ...]
 
 
+@dataclass(slots=True, kw_only=True, eq=False)
+class Stream:
+    """The residual stream `hidden` (P, D), and what is `late`: computed, and left to the next kernel to add."""
+
+    hidden: Tensor
+    late: Tensor | None = None
+
+    def settled(self) -> Tensor:
+        """`hidden` with nothing left to add."""
+        if self.late is not None:
+            self.hidden += self.late
+            self.late = None
+        return self.hidden
+
+
 class PatchEmbed(nn.Module):
     """Projects a patch row of 1536 values to D channels."""
 
@@ -65,13 +80,13 @@ class Attention(nn.Module):
     def __init__(self, spec: VisionSpec, kernels: Kernels) -> None:
         super().__init__()
         self._kernels = kernels
-        self._heads = (3, spec.num_heads, spec.head_dim)
+        self.heads = (3, spec.num_heads, spec.head_dim)
         self.qkv = nn.Linear(spec.hidden_size, 3 * spec.hidden_size)
         self.proj = nn.Linear(spec.hidden_size, spec.hidden_size)
 
     def add_to(self, hidden_PD: Tensor, normed_PD: Tensor, place: Place) -> None:
         """Add the result for `normed_PD`, but for the bias of `proj`, to `hidden_PD` in place."""
-        qkv_P3AE = self.qkv(normed_PD).view(-1, *self._heads)
+        qkv_P3AE = self.qkv(normed_PD).view(-1, *self.heads)
         self._kernels.rotate_(qkv_P3AE, place.cos, place.sin)
         hidden_PD.addmm_(self._kernels.attend(qkv_P3AE, place.runs), self.proj.weight.t())
 
@@ -129,8 +144,9 @@ class Block(nn.Module):
         """What attention and MLP leave out of their results, each (D,)."""
         return self.attn.proj.bias, self.mlp.linear_fc2.bias
 
-    def add_to(self, hidden_PD: Tensor, offset_2D: Tensor, place: Place) -> None:
-        """Update `hidden_PD` (P, D) in place; float32 `offset_2D` is what it lacks before attention and MLP."""
+    def add_to(self, stream: Stream, offset_2D: Tensor, place: Place) -> None:
+        """Update the stream in place; float32 `offset_2D` is what it lacks before attention and MLP."""
+        hidden_PD = stream.hidden
         self.attn.add_to(hidden_PD, self._kernels.layer_norm(hidden_PD, offset_2D[0], self.norm1), place)
         self.mlp.add_to(hidden_PD, self._kernels.layer_norm(hidden_PD, offset_2D[1], self.norm2))
 
@@ -162,16 +178,16 @@ class VisionTower(nn.Module):
             with_deepstack: compute the deepstack tokens too, at a merger's cost each.
         Cost: no copy from the host and no sync; `memory.peak_bytes` says how much memory.
         """
-        hidden_PD = self.patch_embed(pixel_values)
-        place = self._add_positions(hidden_PD, grid_thw)
+        stream = Stream(hidden=self.patch_embed(pixel_values))
+        place = self._add_positions(stream.hidden, grid_thw)
         offsets = self._offsets()
         deepstack = []
-        for index, block in enumerate(self._typed_blocks):
-            block.add_to(hidden_PD, offsets[2 * index : 2 * index + 2], place)
+        for index, block in enumerate(self.typed_blocks):
+            block.add_to(stream, offsets[2 * index : 2 * index + 2], place)
             if with_deepstack and index in self.spec.deepstack_visual_indexes:
                 tap = self.spec.deepstack_visual_indexes.index(index)
-                deepstack.append(self.deepstack_merger_list[tap](hidden_PD, offsets[2 * index + 2]))
-        return TowerOutput(tokens=self.merger(hidden_PD, offsets[-1]), deepstack=tuple(deepstack))
+                deepstack.append(self.deepstack_merger_list[tap](stream.settled(), offsets[2 * index + 2]))
+        return TowerOutput(tokens=self.merger(stream.settled(), offsets[-1]), deepstack=tuple(deepstack))
 
     def hold(self, height: int, width: int) -> GridPositions:
         """Make a grid's positions, or find them, to be kept by the caller for as long as a graph reads them."""
@@ -179,12 +195,13 @@ class VisionTower(nn.Module):
         return positions
 
     @property
-    def _typed_blocks(self) -> list[Block]:
+    def typed_blocks(self) -> list[Block]:
+        """The blocks, in order, by their type."""
         return cast("list[Block]", self.blocks)
 
     def _offsets(self) -> Tensor:
         """Sum the biases that the stream lacks before each half block and at the end: float32 (2 * depth + 1, D)."""
-        biases = torch.stack([bias for block in self._typed_blocks for bias in block.stream_biases]).to(torch.float32)
+        biases = torch.stack([bias for block in self.typed_blocks for bias in block.stream_biases]).to(torch.float32)
         return functional.pad(biases, (0, 0, 1, 0)).cumsum(0)
 
     def _add_positions(self, hidden_PD: Tensor, grid_thw: Sequence[Sequence[int]]) -> Place:

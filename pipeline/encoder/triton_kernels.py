@@ -19,21 +19,30 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.encoder.attention import FrameRun, attend
+from pipeline.encoder.kernels import FLOAT8, FLOAT8_MAX, Float8Rows
 
 _LOG2_E = math.log2(math.e)
 _BLOCK = 64  # queries and keys of a tile
 _LEAST_DOT = 16  # channels that tensor cores take at least
+_TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
+_FLOAT8_MAX = tl.constexpr(FLOAT8_MAX)
+_GELU_INNER = tl.constexpr(2 * math.sqrt(2 / math.pi) * _LOG2_E)
+_GELU_CUBIC = tl.constexpr(0.044715)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _layer_norm(
     hidden,
+    late,
     offset,
     weight,
     bias,
     output,
+    scales,
     num_rows,
     eps,
+    HAS_LATE: tl.constexpr,
+    TO_FLOAT8: tl.constexpr,
     DIM: tl.constexpr,
     OFFSET_DIM: tl.constexpr,
     ROWS: tl.constexpr,
@@ -45,6 +54,9 @@ def _layer_norm(
     present = inside & (rows < num_rows)
     places = rows * DIM + columns
     values = tl.load(hidden + places, mask=present, other=0.0).to(tl.float32)
+    if HAS_LATE:
+        values += tl.load(late + places, mask=present, other=0.0).to(tl.float32)
+        tl.store(hidden + places, values.to(hidden.dtype.element_ty), mask=present)
     values += tl.load(offset + columns % OFFSET_DIM, mask=inside, other=0.0)
     mean = tl.sum(values, axis=1, keep_dims=True) / DIM
     centred = tl.where(inside, values - mean, 0.0)
@@ -52,7 +64,43 @@ def _layer_norm(
     normed = centred * tl.rsqrt(variance + eps)
     scale = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
     shift = tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
-    tl.store(output + places, (normed * scale + shift).to(output.dtype.element_ty), mask=present)
+    normed = normed * scale + shift
+    if TO_FLOAT8:
+        _store_float8(normed, rows, places, present, output, scales, num_rows)
+    else:
+        tl.store(output + places, normed.to(output.dtype.element_ty), mask=present)
+
+
+@triton.jit
+def _store_float8(values, rows, places, present, output, scales, num_rows):
+    row_scales = tl.maximum(tl.max(tl.abs(values), axis=1, keep_dims=True), _TINY) / _FLOAT8_MAX
+    tl.store(scales + rows, row_scales, mask=rows < num_rows)
+    tl.store(output + places, (values / row_scales).to(output.dtype.element_ty), mask=present)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _to_float8(
+    source,
+    bias,
+    output,
+    scales,
+    num_rows,
+    GELU: tl.constexpr,
+    DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    columns = tl.arange(0, BLOCK)[None, :]
+    present = (columns < DIM) & (rows < num_rows)
+    places = rows * DIM + columns
+    values = tl.load(source + places, mask=present, other=0.0).to(tl.float32)
+    if GELU:
+        values += tl.load(bias + columns, mask=columns < DIM, other=0.0).to(tl.float32)
+        # x * sigmoid(2 u) is x * (1 + tanh(u)) / 2.
+        values = values / (1.0 + tl.exp2(-_GELU_INNER * (values + _GELU_CUBIC * values * values * values)))
+        values = tl.where(present, values, 0.0)
+    _store_float8(values, rows, places, present, output, scales, num_rows)
 
 
 @triton.jit(do_not_specialize=["num_patches", "period"])
@@ -197,23 +245,35 @@ class TritonKernels:
 
     def layer_norm(self, hidden: Tensor, offset: Tensor, norm: nn.LayerNorm) -> Tensor:
         """One kernel; statistics in float32."""
-        num_rows, dim = hidden.shape
         output = torch.empty_like(hidden)
-        _layer_norm[(triton.cdiv(num_rows, 2),)](
-            hidden,
-            offset,
-            norm.weight,
-            norm.bias,
-            output,
-            num_rows,
-            norm.eps,
-            DIM=dim,
-            OFFSET_DIM=offset.numel(),
-            ROWS=2,
-            BLOCK=triton.next_power_of_2(dim),
-            num_warps=4,
-        )
+        _launch_layer_norm(hidden, None, offset, norm, output, None)
         return output
+
+    def layer_norm_float8(self, hidden: Tensor, late: Tensor | None, offset: Tensor, norm: nn.LayerNorm) -> Float8Rows:
+        """One kernel; sum and statistics in float32."""
+        normed = _empty_float8(hidden)
+        _launch_layer_norm(hidden, late, offset, norm, normed.values, normed.scales)
+        return normed
+
+    def to_float8(self, values: Tensor) -> Float8Rows:
+        """One kernel."""
+        return _launch_to_float8(values, None)
+
+    def gelu_to_float8(self, values: Tensor, bias: Tensor) -> Float8Rows:
+        """One kernel."""
+        return _launch_to_float8(values, bias)
+
+    def float8_product(self, rows: Float8Rows, weight: Float8Rows, bias: Tensor | None) -> Tensor:
+        """One product on the tensor cores' fast accumulation, scaled in its epilogue."""
+        return torch._scaled_mm(
+            rows.values,
+            weight.values.t(),
+            scale_a=rows.scales,
+            scale_b=weight.scales.t(),
+            bias=bias,
+            out_dtype=torch.bfloat16,
+            use_fast_accum=True,
+        )
 
     def rotate_(self, qkv: Tensor, cos: Tensor, sin: Tensor) -> None:
         """One kernel, in place: each channel is read once and written once."""
@@ -260,3 +320,53 @@ class TritonKernels:
         if hidden.dtype == torch.float32:
             return functional.gelu(linear(hidden), approximate="tanh")
         return torch._addmm_activation(linear.bias, hidden, linear.weight.t(), use_gelu=True)
+
+
+def _empty_float8(like: Tensor) -> Float8Rows:
+    return Float8Rows(
+        values=torch.empty(like.shape, dtype=FLOAT8, device=like.device),
+        scales=torch.empty((like.shape[0], 1), dtype=torch.float32, device=like.device),
+    )
+
+
+def _launch_layer_norm(
+    hidden: Tensor, late: Tensor | None, offset: Tensor, norm: nn.LayerNorm, output: Tensor, scales: Tensor | None
+) -> None:
+    num_rows, dim = hidden.shape
+    _layer_norm[(triton.cdiv(num_rows, 2),)](
+        hidden,
+        hidden if late is None else late,
+        offset,
+        norm.weight,
+        norm.bias,
+        output,
+        offset if scales is None else scales,
+        num_rows,
+        norm.eps,
+        HAS_LATE=late is not None,
+        TO_FLOAT8=scales is not None,
+        DIM=dim,
+        OFFSET_DIM=offset.numel(),
+        ROWS=2,
+        BLOCK=triton.next_power_of_2(dim),
+        num_warps=4,
+    )
+
+
+def _launch_to_float8(values: Tensor, bias: Tensor | None) -> Float8Rows:
+    """`values` in 8 bits; of their GELU where there is a bias."""
+    num_rows, dim = values.shape
+    output = _empty_float8(values)
+    _to_float8[(num_rows,)](
+        values,
+        values if bias is None else bias,
+        output.values,
+        output.scales,
+        num_rows,
+        GELU=bias is not None,
+        DIM=dim,
+        ROWS=1,
+        BLOCK=triton.next_power_of_2(dim),
+        num_warps=4,
+    )
+    return output

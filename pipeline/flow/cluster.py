@@ -33,6 +33,7 @@ from actors.write import WriteActor
 from pipeline.config import Config, RayConfig
 from pipeline.device.store_mapping import suggested_store_bytes
 from pipeline.errors import PatchwireError, RunError, UsageError
+from pipeline.flow.address import require_answer
 from pipeline.flow.runner import Capacity, Job
 from pipeline.plan.probe import ProbeResult, items_table, results_of
 from pipeline.plan.schema import RequestPlan, plan_table
@@ -190,7 +191,9 @@ class RayRunner:
         address = self._address or os.environ.get("RAY_ADDRESS")
         try:
             if address and address != "local":
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+                require_answer(address)
+                with _native_stderr_muted():
+                    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
                 return
             with _native_stderr_muted():
                 ray.init(

@@ -33,6 +33,7 @@ from pipeline.plan.planner import EMPTY_PLAN, Plan, make_plan
 from pipeline.plan.retry import failed_media
 from pipeline.plan.schema import RequestPlan
 from pipeline.sink.atomic import remove_stale_temporaries
+from pipeline.sink.compact import compact_output
 from pipeline.sink.embeddings import RowSettings
 from pipeline.sink.fragments import count_rows
 from pipeline.sink.lease import Lease
@@ -322,6 +323,7 @@ class OpenRun:
             self._run_missing(missing, progress, runner)
         self._lease.check()
         end_retry(self._folder)
+        self._commit_table()
         summary = self._summary(plan, progress, time.monotonic() - started)
         write_run_record(self._folder, finished_record(self._record(), summary, progress, planned_seconds))
         return summary
@@ -333,6 +335,12 @@ class OpenRun:
                 self._display.update(progress)
                 self._lease.check()
                 self._rate.check_clips(progress)
+
+    def _commit_table(self) -> None:
+        """Bring the compacted table up to date, where one is asked for; killed before its end, the next run does it."""
+        if self._config.output.compact:
+            self._display.note("table: copying the embeddings into large files")
+            compact_output(self._folder, require_held=self._lease.check)
 
     def _resolve_model(self) -> None:
         self._checkpoint = resolve_model(self._config.model)

@@ -38,30 +38,52 @@ def write_frame(planes: NDArray[np.uint8], rows: NDArray[np.uint8], slot: int) -
 def write_clip(
     frames: Iterable[NDArray[np.uint8]], rows: NDArray[np.uint8], media_type: MediaType, height: int, width: int
 ) -> None:
-    """Resize frames as they come and write them into a clip's rows.
-
-    An odd number of frames repeats the last one, after its resize; one frame of a video is used twice.
+    """Write a clip's frames into its rows, as `fill_patches` does.
 
     Args:
-        frames: uint8 (H, W, 3) each; the same array twice in a row is resized once.
+        frames: uint8 (H, W, 3) each.
         rows: uint8 (t * h * w, row bytes), contiguous and writable; filled completely.
         media_type: decides how many frames a row holds.
         height: of the resized frame, a multiple of 32.
         width: of the resized frame, a multiple of 32.
     """
-    num_slots = temporal_size(media_type)
-    patches_per_frame = (height // PATCH_SIZE) * (width // PATCH_SIZE)
-    temporal_patches = rows.reshape(-1, patches_per_frame, rows.shape[1])
-    capacity = len(temporal_patches) * num_slots
+    fill_patches(frames, rows.reshape(-1, patches_per_frame(height, width), rows.shape[1]), media_type, height, width)
+
+
+def patches_per_frame(height: int, width: int) -> int:
+    """Patches of one frame, and so rows of one temporal patch."""
+    return (height // PATCH_SIZE) * (width // PATCH_SIZE)
+
+
+def fill_patches(
+    frames: Iterable[NDArray[np.uint8]],
+    temporal_patches: Iterable[NDArray[np.uint8]],
+    media_type: MediaType,
+    height: int,
+    width: int,
+) -> None:
+    """Resize frames as they come and write them into one temporal patch's rows after the other.
+
+    An odd number of frames repeats the last one, after its resize; one frame of a video is used twice.
+
+    Args:
+        frames: uint8 (H, W, 3) each; the same array twice in a row is resized once.
+        temporal_patches: uint8 (patches a frame, row bytes) each, contiguous and writable; filled completely, and let
+            go of before the next one is asked for, so it may be the same memory again.
+        media_type: decides how many frames a temporal patch holds.
+        height: of the resized frame, a multiple of 32.
+        width: of the resized frame, a multiple of 32.
+    """
+    waiting = iter(frames)
     last: NDArray[np.uint8] | None = None
     planes = np.empty((NUM_CHANNELS, 0, 0), np.uint8)
-    written = 0
-    for frame in frames:
-        assert written < capacity, f"more than {capacity} frames for {rows.shape[0]} rows"
-        if frame is not last:
-            planes, last = resize_to_planes(frame, height, width), frame
-        write_frame(planes, temporal_patches[written // num_slots], written % num_slots)
-        written += 1
-    assert capacity - num_slots < written, f"{written} frames for {rows.shape[0]} rows"
-    for position in range(written, capacity):
-        write_frame(planes, temporal_patches[position // num_slots], position % num_slots)
+    for patch in temporal_patches:
+        frame = next(waiting, None)
+        assert frame is not None, "fewer frames than the rows are for"
+        for slot in range(temporal_size(media_type)):
+            if slot:
+                frame = next(waiting, frame)
+            if frame is not last:
+                planes, last = resize_to_planes(frame, height, width), frame
+            write_frame(planes, patch, slot)
+    assert next(waiting, None) is None, "more frames than the rows are for"

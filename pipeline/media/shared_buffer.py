@@ -1,31 +1,92 @@
 """Memory that a decoder process fills and its parent hands on without a copy.
 
-An anonymous file (memfd) has no name to clean up and no /dev/shm to fill: it goes when the last mapping
-and handle go, whoever was killed. The parent maps it once; the child maps the window of one clip.
+An anonymous file (memfd) has no name to clean up and no /dev/shm to fill: it goes when the last mapping and handle
+go, whoever was killed. The parent maps it; the child writes to it like to a file, out of memory that stays in the
+cache. New pages are what sharing costs: 27 MB took 17 ms of CPU written through a new mapping, 9 ms written to a new
+file, and 4 ms to one that was used before, where private memory takes 2 ms (Linux 6.18, two noisy cores). So a buffer
+that nobody looks at any more is used again. The trade-off: a worker keeps one, of at most 128 MiB.
 """
 
 import mmap
 import os
 import weakref
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+_MOST_KEPT_BYTES = 128 << 20
+
+
+class _Pages:
+    """An anonymous file and its mapping, open as long as this lives."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self.num_bytes = max(num_bytes, 1)
+        self.handle = os.memfd_create("patchwire", os.MFD_CLOEXEC)
+        weakref.finalize(self, os.close, self.handle)
+        os.ftruncate(self.handle, self.num_bytes)
+        self.mapping = mmap.mmap(self.handle, self.num_bytes)
+
+
+class BufferPool:
+    """Keeps the pages of one buffer for the next one; whatever thread lets go of them may give them back."""
+
+    def __init__(self) -> None:
+        self._kept: list[_Pages] = []
+
+    def take(self, num_bytes: int) -> _Pages:
+        """Pages for a buffer: the kept ones where they suffice, else new ones. What is in them is anything."""
+        try:
+            pages = self._kept.pop()
+        except IndexError:
+            return _Pages(num_bytes)
+        return pages if pages.num_bytes >= num_bytes else _Pages(num_bytes)
+
+    def give_back(self, pages: _Pages) -> None:
+        """Keep pages that nobody looks at any more, instead of those that were kept."""
+        if pages.num_bytes <= _MOST_KEPT_BYTES:
+            self._kept[:] = [pages]
 
 
 class SharedBuffer:
-    """One request's bytes, zero at first.
+    """One request's bytes: zero at first, or anything where the pages are a pool's.
 
-    `memory` may be wrapped (`pyarrow.py_buffer(buffer.memory)`) and outlives this object: the bytes are
-    freed when the last view of it dies. Write to it only while no clip is being decoded into it.
+    `memory` may be wrapped (`pyarrow.py_buffer(buffer.memory)`) and outlives this object: the pages are freed, or go
+    back to their pool, when the last view of it dies. Write to it only while no clip is being decoded into it.
     """
 
-    def __init__(self, num_bytes: int) -> None:
-        """Reserve `num_bytes` (at least 1); pages are taken when they are first written."""
+    def __init__(self, num_bytes: int, pool: BufferPool | None = None) -> None:
+        """Reserve `num_bytes`; new pages are taken when they are first written."""
+        pages = _Pages(num_bytes) if pool is None else pool.take(num_bytes)
+        # Views refer to this array and not to the mapping, so its end is theirs.
+        owner: NDArray[np.uint8] = np.frombuffer(pages.mapping, np.uint8, num_bytes)
+        if pool is not None:
+            weakref.finalize(owner, pool.give_back, pages).atexit = False
         self.num_bytes = num_bytes
-        self.handle = os.memfd_create("patchwire", os.MFD_CLOEXEC)
-        weakref.finalize(self, os.close, self.handle)
-        os.ftruncate(self.handle, max(num_bytes, 1))
-        self.memory = memoryview(mmap.mmap(self.handle, max(num_bytes, 1)))[:num_bytes]
+        self.handle = pages.handle
+        self.memory = owner.data
+        self._pages = pages
 
 
-def map_window(handle: int, offset: int, num_bytes: int) -> tuple[mmap.mmap, int]:
-    """Map the pages that hold a window of a buffer, and where in them the window begins."""
-    within = offset % mmap.ALLOCATIONGRANULARITY
-    return mmap.mmap(handle, within + num_bytes, offset=offset - within), within
+def file_patches(handle: int, offset: int, count: int, shape: tuple[int, int]) -> Iterator[NDArray[np.uint8]]:
+    """Yield one array `count` times, and write what was put into it to a buffer's file, one after the other.
+
+    Args:
+        handle: the buffer's.
+        offset: in bytes, where the first one goes.
+        count: how many.
+        shape: of the array, uint8.
+    Raises: OSError.
+    Cost: one copy, in the cache.
+    """
+    scratch = np.empty(shape, np.uint8)
+    for number in range(count):
+        yield scratch
+        _write_all(handle, scratch.reshape(-1).data, offset + number * scratch.nbytes)
+
+
+def _write_all(handle: int, data: memoryview, offset: int) -> None:
+    while data:
+        num_written = os.pwrite(handle, data, offset)
+        data, offset = data[num_written:], offset + num_written

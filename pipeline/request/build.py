@@ -38,7 +38,7 @@ def build_request(plan: RequestPlan, sandbox: Sandbox) -> pa.Table:
     """
     started = time.perf_counter()
     planned = RequestLayout.of(plan.media_type, [clip.grid_thw for clip in plan.clips])
-    buffer = SharedBuffer(planned.num_bytes)
+    buffer = sandbox.new_buffer(planned.num_bytes)
     decoded: list[_Decoded] = []
     failures: list[Failure] = []
     # Room for the header of all planned clips: if some fail, the shorter header is padded to the same start.

@@ -6,7 +6,8 @@
 The fragments stay: they are how a run knows what is done, and no plain folder can swap many files for one, so a
 reader that lists `embeddings/` would for an instant see rows twice or not at all. Readers choose a place and never
 see a row twice in it: `embeddings/*.parquet` is current at every instant, the manifest's files are the state at the
-last `patchwire compact`. The trade-off is the space of a second copy; remove `table/` when it is not needed.
+last commit: the end of a run with `output.compact`, or `patchwire compact`. The trade-off is the space of a second
+copy; remove `table/` when it is not needed, or where `verify` finds it damaged.
 
 A kill at any point leaves the old manifest with its files, or the new one with its own; leftovers are removed by the
 next compaction. The generation before the current one stays until then, so that a reader that has just read the
@@ -16,7 +17,7 @@ are newer than it.
 
 import json
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -52,6 +53,7 @@ class Part:
 
     name: str
     num_rows: int
+    num_bytes: int
     fragments: tuple[CompactedFragment, ...]
 
 
@@ -101,14 +103,24 @@ def read_manifest(folder: OutputFolder) -> Manifest | None:
         ) from error
 
 
-def compact_output(folder: OutputFolder, part_bytes: int = PART_BYTES) -> Manifest:
-    """Copy all fragments into files of about `part_bytes` and make them the table; only under the lease.
+def compact_output(
+    folder: OutputFolder, part_bytes: int = PART_BYTES, *, require_held: Callable[[], None] | None = None
+) -> Manifest:
+    """Copy all fragments into files of about `part_bytes` and make them the table; nothing where it is that already.
 
+    Args:
+        folder: an output whose lease is held.
+        part_bytes: a part is closed when its fragments come to this.
+        require_held: raises where the lease was lost; asked before the manifest is replaced.
     Raises: OutputError for a fragment that cannot be read, or where there is no room; the old table stays.
-    Cost: every fragment is read twice and written once; a row group, or one fragment, is in memory.
+    Cost: fragments are read once to see whether the table is current, then twice and written once; a row group, or
+        one fragment, is in memory.
     """
     old = read_manifest(folder)
-    _remove_generations(folder, keep={old.generation} if old else set())
+    if old is not None and _is_current(folder, old):
+        _remove_generations(folder, keep={old.generation, old.previous})
+        return old
+    _remove_generations(folder, keep={old.generation if old else None})
     generation = secrets.token_hex(8)
     parts = tuple(_write_parts(folder, f"{TABLE}/{generation}", part_bytes))
     manifest = Manifest(generation=generation, previous=old.generation if old else None, parts=parts)
@@ -117,8 +129,23 @@ def compact_output(folder: OutputFolder, part_bytes: int = PART_BYTES) -> Manife
     def write(file: BinaryIO) -> None:
         file.write(data)
 
+    if require_held is not None:
+        require_held()
     write_atomically(folder, MANIFEST, write)
     return manifest
+
+
+def _is_current(folder: OutputFolder, manifest: Manifest) -> bool:
+    """Whether the table's files are all there, and are copies of the fragments as they are now."""
+    digests = manifest.digests
+    if set(folder.fragments(Kind.EMBEDDINGS)) != digests.keys():
+        return False
+    try:
+        if any(folder.size(part.name) != part.num_bytes for part in manifest.parts):
+            return False
+        return all(fragment_digest(folder, request_id) == digest for request_id, digest in digests.items())
+    except (OutputError, OSError):
+        return False  # a part that is gone is written again; a fragment that cannot be read is named then
 
 
 def fragment_digest(folder: OutputFolder, request_id: str) -> str:
@@ -167,7 +194,10 @@ def _write_parts(folder: OutputFolder, place: str, part_bytes: int) -> Iterator[
         writer = _PartWriter(folder, request_ids)
         write_atomically(folder, name, writer)
         yield Part(
-            name=name, num_rows=sum(fragment.num_rows for fragment in writer.copied), fragments=tuple(writer.copied)
+            name=name,
+            num_rows=sum(fragment.num_rows for fragment in writer.copied),
+            num_bytes=folder.size(name),
+            fragments=tuple(writer.copied),
         )
 
 
@@ -219,7 +249,7 @@ class _PartWriter:
             raise OutputError(f"{where}: cannot be read: {error}; run `patchwire verify`") from error
 
 
-def _remove_generations(folder: OutputFolder, keep: set[str]) -> None:
+def _remove_generations(folder: OutputFolder, keep: set[str | None]) -> None:
     """Remove what killed compactions left, and generations that no reader of the manifest can still be at."""
     for name in folder.entries(TABLE):
         if name not in keep and f"{TABLE}/{name}" != MANIFEST:

@@ -14,6 +14,7 @@ from pipeline.device.results import to_host
 from pipeline.device.transfer import make_transfer
 from pipeline.encoder.counts import num_vectors
 from pipeline.encoder.encode import Encoder
+from pipeline.encoder.kernels import FLOAT8
 from pipeline.request.table import META_SCHEMA, Request, unwrap_request
 from pipeline.stages.encoded import ENCODED_SCHEMA
 
@@ -32,7 +33,7 @@ def encode_dtype(config: Config, device: torch.device) -> torch.dtype:
     """The encoder's arithmetic on a device."""
     if config.encode.dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return torch.bfloat16 if config.encode.dtype == "bfloat16" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float8": FLOAT8}[config.encode.dtype]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -60,7 +61,11 @@ class Encode:
         register = config.encode.register_store == "auto"
         self._transfer = make_transfer(device, num_slots=NUM_SLOTS, register_store=register)
         self._encoder = Encoder(
-            checkpoint, device=device, dtype=encode_dtype(config, device), max_patches=config.encode.max_patches
+            checkpoint,
+            device=device,
+            dtype=encode_dtype(config, device),
+            max_patches=config.encode.max_patches,
+            float8_least_cosine=config.encode.float8_least_cosine,
         )
 
     def __call__(self, table: pa.Table) -> pa.Table:

@@ -1,11 +1,14 @@
 """Every benchmark runs from end to end on a CPU, as small as it can be: a table, and one JSON line at the end."""
 
+import gzip
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
-from benchmarks import encoder, pipeline, transfer
+from benchmarks import encoder, isolation, overlap, pipeline, recipe, transfer
+from tests.media_factory import make_video
 
 
 def run(
@@ -33,6 +36,47 @@ def test_the_encoder_is_as_exact_as_transformers(
 def test_a_transfer_on_the_cpu_is_a_view(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     record = run(transfer.main, ["--grid", "2x4x4", "--repeats", "2"], monkeypatch, capsys)
     assert [result["way"] for result in record["results"]] == ["uint8, view"]
+
+
+def test_copies_on_the_cpu_are_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace.json.gz"
+    sizes = ["--model", "random:tiny", "--grid", "2x4x4", "--requests", "2", "--trace", str(trace)]
+    assert [result["copies"] for result in run(overlap.main, sizes, monkeypatch, capsys)["results"]] == [0]
+    assert json.loads(gzip.decompress(trace.read_bytes())) == {"traceEvents": []}
+
+
+def test_the_share_of_copies_under_kernels_is_that_of_their_time() -> None:
+    works = [
+        overlap.Work(name="Memcpy HtoD", start=0, end=10),
+        overlap.Work(name="gemm", start=4, end=8),
+        overlap.Work(name="norm", start=6, end=9),
+        overlap.Work(name="gemm", start=12, end=20),
+    ]
+    result = overlap.summarise(works, num_requests=1)
+    assert (result["copies"], result["hidden"], result["compute_share"]) == (1, 0.5, 13 / 20)
+
+
+@pytest.mark.ray
+def test_the_recipe_and_patchwire_embed_the_same_videos(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    video = make_video(tmp_path / "a.mp4", num_frames=10)
+    arguments = [str(video), "--copies", "2", "--model", "random:tiny", "--set", "ray.num_cpus=2"]
+    results = run(recipe.main, arguments, monkeypatch, capsys)["results"]
+    assert [result["videos"] for result in results] == [2, 2]
+
+
+def test_isolation_is_measured_beside_the_same_work_in_one_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    video = make_video(tmp_path / "v.mp4", num_frames=8)
+    results = run(isolation.main, [str(video), "--repeats", "2", "--restarts", "1"], monkeypatch, capsys)["results"]
+    assert [result["clock"] for result in results[:2]] == ["wall", "cpu"]
+    assert all(result["sandbox"]["median"] > 0 for result in results[:2])
+    assert {"hung", "crashed"} < {result["what"] for result in results[2:]}
 
 
 @pytest.mark.ray

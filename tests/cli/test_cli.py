@@ -111,6 +111,7 @@ def test_inspect_of_a_bad_file_says_why_and_what_to_do(media: Path) -> None:
         (["embed"], "Missing"),
         (["embed", "{media}", "--out", "{out}", "--runner", "spark"], "spark"),
         (["embed", "{media}/nothing", "--out", "{out}", "--model", "random:tiny", "--runner", "local"], "nothing"),
+        (["plan", "{media}", "--model", "random:foo"], "random:tiny, random:2b, random:8b"),
         (["plan", "{media}", "--set", "clips.mod=whole"], "the nearest is 'clips.mode'"),
         (["plan", "{media}", "--set", "clips.mode=strid"], "the nearest is 'stride'"),
         (["plan", "{media}", "--config", "corpse"], "Presets that can be named: cluster, corpus, cpu, official"),

@@ -8,7 +8,7 @@ from pipeline.checkpoint import Preprocessing
 from pipeline.encoder.attention import attend, frame_runs, rotate
 from pipeline.encoder.counts import num_patches
 from pipeline.encoder.encode import Encoder
-from pipeline.encoder.kernels import TorchKernels, make_kernels
+from pipeline.encoder.kernels import FLOAT8, TorchKernels, make_kernels
 from pipeline.encoder.memory import peak_bytes
 from pipeline.encoder.pixels import PixelNormalizer
 from pipeline.encoder.positions import PositionTables
@@ -33,7 +33,8 @@ RECIPES = [Preprocessing(), Preprocessing(mean=(0.48, 0.46, 0.41), std=(0.27, 0.
 
 
 def make_cuda_encoder(dtype: torch.dtype, head_dim: int = 64, max_patches: int = 100_000, device=CUDA) -> Encoder:
-    return Encoder(make_checkpoint(make_spec(head_dim)), device=device, dtype=dtype, max_patches=max_patches)
+    checkpoint = make_checkpoint(make_spec(head_dim))
+    return Encoder(checkpoint, device=device, dtype=dtype, max_patches=max_patches, float8_least_cosine=0.9)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=["half", "uneven"])
@@ -101,7 +102,7 @@ def test_encoded_in_chunks_equals_encoded_whole(level, max_patches):
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature:UserWarning")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, FLOAT8])
 @pytest.mark.parametrize("row_bytes", [768, 1536], ids=["image", "video"])
 @pytest.mark.parametrize("level", LEVELS)
 def test_encoding_never_waits_for_the_device_even_for_a_new_grid(level, row_bytes, dtype):
@@ -216,11 +217,12 @@ def test_kernels_are_not_compiled_again_for_another_number_of_patches():
 
 @pytest.mark.parametrize("row_bytes", [768, 1536], ids=["image", "video"])
 @pytest.mark.parametrize("level", ["clip", "frame"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, FLOAT8])
 def test_graphs_give_the_same_bits_as_no_graphs(dtype, level, row_bytes):
     checkpoint, output = make_checkpoint(make_spec(72)), make_output(level, normalize=True)
     with_graphs, without = (
-        Encoder(checkpoint, device=CUDA, dtype=dtype, max_graphs=max_graphs) for max_graphs in (8, 0)
+        Encoder(checkpoint, device=CUDA, dtype=dtype, max_graphs=max_graphs, float8_least_cosine=0.9)
+        for max_graphs in (8, 0)
     )
     for seed, frames in enumerate([9, 9, 10, 9, 3, 3, 10]):
         grids = [(frames - 1, 4, 6), (1, 4, 6)]
@@ -266,10 +268,10 @@ def test_a_replayed_graph_is_one_launch_and_no_sync():
 
 @pytest.mark.parametrize("head_dim", [64, 72])
 @pytest.mark.parametrize("row_bytes", [768, 1536], ids=["image", "video"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, FLOAT8])
 def test_the_predicted_peak_is_the_allocators(dtype, row_bytes, head_dim):
     spec = make_spec(head_dim, hidden_size=16 * head_dim, num_heads=16, intermediate_size=62 * head_dim)
-    encoder = Encoder(make_checkpoint(spec), device=CUDA, dtype=dtype, max_graphs=0)
+    encoder = Encoder(make_checkpoint(spec), device=CUDA, dtype=dtype, max_graphs=0, float8_least_cosine=0.9)
     grids, output = [(64, 28, 28)], make_output("clip")
     encoder.encode(make_rows(grids, row_bytes).to(CUDA), grids, output)
     torch.cuda.empty_cache()

@@ -22,8 +22,8 @@ class Command:
     """One `patchwire` command with everything that it starts; a context manager that leaves nothing behind."""
 
     def __init__(self, *arguments: object) -> None:
-        self._mark = f"{_MARK}={secrets.token_hex(8)}".encode()
-        name, _, value = self._mark.decode().partition("=")
+        self._mark = make_mark()
+        name, _, value = self._mark.partition("=")
         environment = {key: text for key, text in os.environ.items() if not key.startswith("RAY_")}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pipeline", *map(str, arguments)],
@@ -44,15 +44,8 @@ class Command:
         self._process.communicate()
 
     def processes(self, words: str = "") -> list[int]:
-        """Everything alive of this command whose command line holds the words."""
-        return [int(path.name) for path in Path("/proc").glob("[0-9]*") if self._is_ours(path, words)]
-
-    def _is_ours(self, folder: Path, words: str) -> bool:
-        try:
-            marked = self._mark in (folder / "environ").read_bytes().split(b"\0")
-            return marked and words in (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            return False
+        """Everything alive of this command whose name or command line holds the words."""
+        return marked_processes(self._mark, words)
 
     def finish(self, timeout_seconds: float = 150) -> subprocess.CompletedProcess[str]:
         output, error = self._process.communicate(timeout=timeout_seconds)
@@ -62,6 +55,25 @@ class Command:
 
     def has_ended(self) -> bool:
         return self._process.poll() is not None
+
+
+def make_mark() -> str:
+    """A variable for an environment, as `NAME=value`, by which everything that is started with it is found."""
+    return f"{_MARK}={secrets.token_hex(8)}"
+
+
+def marked_processes(mark: str, words: str = "") -> list[int]:
+    """Everything alive with that mark whose name or command line holds the words."""
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*") if _is_marked(path, mark, words)]
+
+
+def _is_marked(folder: Path, mark: str, words: str) -> bool:
+    try:
+        marked = mark.encode() in (folder / "environ").read_bytes().split(b"\0")
+        line = (folder / "comm").read_bytes() + (folder / "cmdline").read_bytes().replace(b"\0", b" ")
+        return marked and words in line.decode()
+    except OSError:
+        return False
 
 
 def send(pid: int, number: signal.Signals) -> None:

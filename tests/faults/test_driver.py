@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.sink.compact import read_manifest
 from pipeline.sink.output import OutputFolder
 from pipeline.sink.verify import verify_output
 from tests.faults.processes import (
@@ -21,10 +23,12 @@ from tests.faults.processes import (
 
 # Looks at the output: some 20 for lease, run.json and plan, then about ten a request.
 KILL_POINTS = (1, 8, 20, 24, 25, 26, 27, 28, 29)
+# Of a run with nothing left to do, from its first look at the fragments to the table's manifest and `run.json`.
+COMMIT_POINTS = (13, 14, 15, 30, 55, 56, 57, 58, 59, 60)
 
 
-def killed_runs(sources: Path, out: Path, points: tuple[int, ...]) -> list[int]:
-    command = [sys.executable, "-m", "tests.faults.killed_driver", str(sources), str(out), *map(str, points)]
+def killed_runs(sources: Path, out: Path, points: tuple[int, ...], *options: str) -> list[int]:
+    command = [sys.executable, "-m", "tests.faults.killed_driver", *options, str(sources), str(out), *map(str, points)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     return [int(line) for line in done.stdout.split()]
@@ -40,6 +44,22 @@ def test_a_driver_killed_at_any_point_leaves_what_an_uninterrupted_run_would(
     assert fragment_bytes(out) == fragment_bytes(undisturbed)
     assert not list(out.rglob(".*"))
     assert verify_output(OutputFolder(str(out))).ok
+
+
+def test_a_driver_killed_in_the_commit_step_leaves_no_table_or_a_whole_one_and_the_next_run_makes_it(
+    videos: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "OUT"
+    shutil.copytree(undisturbed, out)
+    folder = OutputFolder(str(out))
+    ends = killed_runs(videos, out, (*COMMIT_POINTS, 1_000_000), "--compact")
+    assert ends == [-signal.SIGKILL] * len(COMMIT_POINTS) + [0]
+    made = read_manifest(folder)
+    report = verify_output(folder)
+    assert (report.ok, report.num_table_rows, report.num_newer_requests) == (True, report.num_rows, 0)
+    assert fragment_bytes(out) == fragment_bytes(undisturbed)
+    embed_here(videos, out, output={"compact": True})
+    assert read_manifest(folder) == made
 
 
 @pytest.mark.parametrize(("runner", "number"), [("local", signal.SIGTERM), ("ray", signal.SIGINT)])

@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.media.template import DECODER_NAME as DECODER
 from pipeline.sink.output import OutputFolder
 from pipeline.sink.verify import verify_output
 from tests.faults.processes import (
@@ -17,8 +18,6 @@ from tests.faults.processes import (
     send,
     wait_until,
 )
-
-DECODER = "pipeline.media.worker"
 
 
 def is_at_work(command: Command, out: Path, done: int, victim: str) -> bool:
@@ -41,19 +40,21 @@ def test_workers_killed_in_a_ray_run_cost_no_row_and_double_none(
     total = num_fragments(undisturbed)
     with Command("embed", videos, "--out", out, *SETTINGS, "--runner", "ray") as command:
         assert wait_until(lambda: command.processes("(EncodeActor)"))
+        for pid in command.processes("(EncodeActor)"):
+            send(pid, signal.SIGSTOP)  # nothing gets past it until it is killed
         assert_not_open(command)
         killed = set()
-        for number, victim in enumerate(("(DecodeActor)", "(EncodeActor)", DECODER, "(WriteActor)")):
-            assert wait_until(partial(is_at_work, command, out, number + 1, victim))
+        for done, victim in ((0, "(DecodeActor)"), (0, "(EncodeActor)"), (1, DECODER), (2, "(WriteActor)")):
+            assert wait_until(partial(is_at_work, command, out, done, victim))
             if num_fragments(out) == total:
                 break  # what was decoded before the last kill came through at once
             for pid in command.processes(victim):
                 send(pid, signal.SIGKILL)
                 killed.add(victim)
-        done = command.finish()
+        ended = command.finish()
         assert wait_until(lambda: not command.processes(), 10)
     assert {"(DecodeActor)", "(EncodeActor)"} <= killed
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert ended.returncode == 0, ended.stdout + ended.stderr
     assert fragment_bytes(out) == fragment_bytes(undisturbed)
     assert not list((out / "errors").glob("[!p]*.parquet"))
     assert verify_output(OutputFolder(str(out))).ok

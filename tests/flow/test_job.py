@@ -8,19 +8,32 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from pipeline.media.template import DECODER_NAME
 from pipeline.sink.output import OutputFolder
 from pipeline.sink.verify import verify_output
+from tests.faults.processes import (
+    SETTINGS,
+    embed_here,
+    fragment_bytes,
+    make_mark,
+    marked_processes,
+    num_fragments,
+    wait_until,
+)
 from tests.flow.tables import embeddings_of
+from tests.media_factory import make_image
 
 pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).resolve().parents[2]
+NUM_IMAGES = 100
 RAY = Path(sys.executable).with_name("ray")
+MARK = make_mark()
 
 
 def free_port() -> int:
@@ -29,10 +42,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture
-def head(tmp_path: Path) -> Iterator[dict[str, str]]:
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A one-node cluster with its job server, on loopback and free ports; ended by its own process group."""
     gcs, dashboard = free_port(), free_port()
+    log_file = tmp_path_factory.mktemp("head") / "head.log"
     # Ray's sockets lie in here, and a socket's path has at most 107 bytes.
     temporary = tempfile.mkdtemp(prefix="pw-")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
@@ -42,6 +56,7 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_RUNTIME_ENV_IGNORE_GITIGNORE": "0",
         "PYTHONPATH": "",
+        MARK.partition("=")[0]: MARK.partition("=")[2],
     }
     command = [
         str(RAY),
@@ -62,10 +77,10 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
         f"--temp-dir={temporary}",
         "--disable-usage-stats",
     ]
-    with (tmp_path / "head.log").open("wb") as log:
+    with log_file.open("wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
-            wait_for_port(dashboard, process, tmp_path / "head.log")
+            wait_for_port(dashboard, process, log_file)
             yield environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
         finally:
             # Nothing here is worth an orderly end, which takes Ray half a minute.
@@ -86,18 +101,25 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> Non
     pytest.fail(f"the cluster did not start:\n{log.read_text()[-2000:]}")
 
 
-@pytest.fixture
-def working_dir(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def working_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a user submits: the project's folders, without its environment and caches."""
-    folder = tmp_path / "work"
+    folder = tmp_path_factory.mktemp("work")
     for name in ("pipeline", "actors", "configs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 
-def submit(head: dict[str, str], working_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [str(RAY), "job", "submit", "--working-dir", str(working_dir), "--", sys.executable, "-m", "pipeline"]
-    return subprocess.run([*command, *arguments], env=head, capture_output=True, text=True, timeout=170, check=False)
+def job(head: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [str(RAY), "job", *map(str, arguments)]
+    return subprocess.run(command, env=head, capture_output=True, text=True, timeout=170, check=False)
+
+
+def submit(
+    head: dict[str, str], working_dir: Path, *arguments: object, options: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    entry = (sys.executable, "-m", "pipeline", *arguments)
+    return job(head, "submit", "--working-dir", working_dir, *options, "--", *entry)
 
 
 @pytest.mark.timeout(300)
@@ -115,3 +137,28 @@ def test_a_submitted_job_embeds_a_folder_and_passes_its_exit_code_on(
     refused = submit(head, working_dir, *arguments[:1], str(corpus / "nothing.mp4"), *arguments[3:])
     assert refused.returncode != 0
     assert "nothing.mp4" in refused.stdout + refused.stderr
+
+
+@pytest.mark.timeout(300)
+def test_a_stopped_job_gives_its_lease_back_leaves_no_decoder_and_is_taken_up_again(
+    head: dict[str, str], working_dir: Path, tmp_path: Path
+) -> None:
+    media, out = tmp_path / "media", tmp_path / "OUT"
+    media.mkdir()
+    for number in range(NUM_IMAGES):
+        make_image(media / f"{number:03}.png", width=32, height=32, seed=number)
+    options = ("--no-wait", "--submission-id", "to-be-stopped")
+    started = submit(head, working_dir, "embed", media, "--out", out, *SETTINGS, options=options)
+    assert started.returncode == 0, started.stdout + started.stderr
+    assert wait_until(lambda: num_fragments(out) >= 3), job(head, "logs", "to-be-stopped").stdout[-3000:]
+    assert marked_processes(MARK, DECODER_NAME)
+    assert "was stopped" in job(head, "stop", "to-be-stopped").stdout
+    said = job(head, "logs", "to-be-stopped").stdout
+    assert "stopped by SIGTERM; what is finished is kept. To go on: patchwire embed" in said, said[-3000:]
+    assert not (out / "lease.json").exists()
+    assert wait_until(lambda: not marked_processes(MARK, DECODER_NAME), 20)
+    assert 3 <= num_fragments(out) < NUM_IMAGES
+    embed_here(media, tmp_path / "WHOLE")
+    embed_here(media, out)
+    assert fragment_bytes(out) == fragment_bytes(tmp_path / "WHOLE")
+    assert verify_output(OutputFolder(str(out))).ok

@@ -1,6 +1,9 @@
 """An output in a real S3 server: embed, resume, a lost fragment, the lease, compaction, `verify`."""
 
 import os
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +12,14 @@ import pytest
 
 from pipeline import Config, RunSummary, embed
 from pipeline.errors import OutputBusyError
-from pipeline.sink.compact import compact_output
+from pipeline.sink.compact import read_manifest
 from pipeline.sink.fragments import read_table
 from pipeline.sink.lease import LEASE, Holder, Lease
 from pipeline.sink.output import Kind, OutputFolder
 from pipeline.sink.verify import verify_output
+from tests.faults.processes import REPOSITORY
 from tests.flow.tables import embeddings_of
+from tests.sink.readers import fragments_table, manifest_table
 
 moto_server = pytest.importorskip("moto.server", reason="the development extra brings an S3 server")
 pytest.importorskip("s3fs", reason="the development extra brings fsspec's driver for S3")
@@ -51,8 +56,8 @@ def bucket() -> Iterator[str]:
     server.stop()
 
 
-def run(corpus: Path, out: str) -> RunSummary:
-    return embed(corpus, out, config=Config.from_values({"model": "random:tiny"}), runner="local")
+def run(corpus: Path, out: str, **sections: object) -> RunSummary:
+    return embed(corpus, out, config=Config.from_values({"model": "random:tiny", **sections}), runner="local")
 
 
 def test_an_output_in_s3_is_made_resumed_and_verified_like_one_on_a_disk(
@@ -77,11 +82,50 @@ def test_an_output_in_s3_is_made_resumed_and_verified_like_one_on_a_disk(
     assert embeddings_of(tmp_path / "copy").equals(embeddings_of(tmp_path / "OUT"))
     assert LEASE not in {path.rpartition("/")[2] for path in store.ls(root, detail=False)}
 
-    compact_output(folder)
-    compact_output(folder)
+
+def test_a_commit_step_in_s3_killed_at_any_request_shows_both_kinds_of_reader_the_same_rows(
+    corpus: Path, bucket: str
+) -> None:
+    folder = OutputFolder(f"{bucket}/COMPACT")
+    run(corpus, folder.uri, output={"compact": True})
+    assert manifest_table(folder).equals(fragments_table(folder))
+    script = """
+        import os, signal, sys
+        import s3fs
+        from pipeline.sink.compact import compact_output
+        from pipeline.sink.output import Kind, OutputFolder
+        from tests.sink.readers import fragments_table, manifest_table, rewrite
+        folder = OutputFolder(sys.argv[1])
+        stem = folder.fragments(Kind.EMBEDDINGS)[0]
+        call_store = s3fs.S3FileSystem._call_s3
+        num_kills = 0
+        for turn, number in enumerate([2, 9, 16, 23, 26, 27, 28, 29, 30, 1000]):
+            rewrite(folder, stem, ("none", "gzip")[turn % 2])
+            child = os.fork()
+            if not child:
+                seen = 0
+                async def killing(self, *arguments, **named):
+                    global seen
+                    seen += 1
+                    if seen == number:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    return await call_store(self, *arguments, **named)
+                s3fs.S3FileSystem._call_s3 = killing
+                compact_output(folder)
+                os._exit(0)
+            num_kills += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+            assert manifest_table(folder).equals(fragments_table(folder)), number
+        sys.stdout.write(f"{num_kills}")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), folder.uri]
+    done = subprocess.run(command, cwd=REPOSITORY, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 5
     report = verify_output(folder)
-    assert report.ok
-    assert report.num_table_rows == report.num_rows
+    assert (report.ok, report.num_table_rows, report.num_newer_requests) == (True, report.num_rows, 0)
+    made = read_manifest(folder)
+    run(corpus, folder.uri, output={"compact": True})
+    assert read_manifest(folder) == made
 
 
 def test_of_two_runs_in_s3_one_is_refused_and_a_stale_one_is_taken_over(bucket: str) -> None:

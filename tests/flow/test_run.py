@@ -8,6 +8,7 @@ import pytest
 from pipeline import Config, embed
 from pipeline.errors import OutputMismatchError, UsageError
 from pipeline.flow.run import RunSummary
+from pipeline.sink.compact import read_manifest
 from pipeline.sink.output import OutputFolder
 from pipeline.sink.verify import verify_output
 from tests.flow.tables import embeddings_of, errors_of, fragments_of
@@ -189,3 +190,20 @@ def test_a_mistyped_source_leaves_no_folder_behind(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         run(tmp_path / "typo", tmp_path / "OUT")
     assert not (tmp_path / "OUT").exists()
+
+
+def test_a_run_ends_with_its_table_where_that_is_asked_for_and_the_same_rows_without(tmp_path: Path) -> None:
+    media, out = tmp_path / "media", tmp_path / "OUT"
+    media.mkdir()
+    make_image(media / "a.png")
+    run(media, out)
+    folder = OutputFolder(str(out))
+    assert read_manifest(folder) is None
+    run(media, out, output={"compact": True})
+    make_image(media / "b.png", seed=1)
+    assert run(media, out, output={"compact": True}).num_new_rows == 1
+    report = verify_output(folder)
+    assert (report.ok, report.num_table_rows, report.num_newer_requests) == (True, 2, 0)
+    made = read_manifest(folder)
+    run(media, out, output={"compact": True})
+    assert read_manifest(folder) == made

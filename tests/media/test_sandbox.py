@@ -95,6 +95,33 @@ def test_decoder_that_died_idle_is_replaced_without_an_error(made):
         assert box.probe(str(made("h264.mp4"))).num_frames == 24
 
 
+def parent_of(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_template_is_fit_for_forking_and_outlives_the_decoders_that_are_killed(made):
+    with make_sandbox() as box:
+        templates = set()
+        for _ in range(3):
+            box.probe(str(made("h264.mp4")))
+            templates.add(parent_of(box.pid))
+            os.kill(box.pid, signal.SIGKILL)
+            assert wait_until(lambda: has_ended(box.pid))
+        (template,) = templates
+        assert len(list(Path(f"/proc/{template}/task").iterdir())) == 1
+    assert has_ended(template)
+
+
+def test_killed_template_is_replaced_without_an_error(made):
+    with make_sandbox() as box:
+        box.probe(str(made("h264.mp4")))
+        decoder, template = box.pid, parent_of(box.pid)
+        os.kill(template, signal.SIGKILL)
+        assert wait_until(lambda: has_ended(decoder))
+        assert box.probe(str(made("h264.mp4"))).num_frames == 24
+        assert parent_of(box.pid) != template
+
+
 def test_decoder_does_not_outlive_its_parent(made):
     code = (
         "import sys, time; from tests.media.test_sandbox import make_sandbox\n"
@@ -147,6 +174,29 @@ def test_buffer_is_wrapped_by_arrow_without_a_copy_and_freed_with_its_last_view(
     del wrapped
     gc.collect()
     assert mapping() is None
+
+
+def test_pages_of_a_buffer_are_used_again_once_nobody_looks_at_them(made, sandbox):
+    first = sandbox.new_buffer(5_000)
+    first.memory[:4] = b"mine"
+    wrapped, handle = pa.py_buffer(first.memory), first.handle
+    del first
+    gc.collect()
+    second = sandbox.new_buffer(5_000)
+    assert second.handle != handle
+    second.memory[:4] = b"next"
+    assert wrapped.to_pybytes()[:4] == b"mine"
+    del wrapped
+    gc.collect()
+    assert sandbox.new_buffer(4_000).handle == handle
+    gc.collect()
+    larger = sandbox.new_buffer(50_000)
+    assert larger.num_bytes == len(larger.memory) == 50_000
+    job = make_job(made("h264.mp4"), probe(made("h264.mp4")), [2, 3])
+    sandbox.decode(job, larger, 0)
+    again = sandbox.new_buffer(24 * 1536)
+    sandbox.decode(job, again, 0)
+    assert again.memory == larger.memory[: 24 * 1536]
 
 
 def test_many_buffers_leave_no_handles_behind():

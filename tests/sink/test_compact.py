@@ -3,17 +3,17 @@ import sys
 import textwrap
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
-from pipeline.errors import OutputError
+from pipeline.errors import OutputBusyError, OutputError
 from pipeline.sink.compact import MANIFEST, Manifest, compact_output, read_manifest
-from pipeline.sink.fragments import read_table, write_fragment
+from pipeline.sink.fragments import write_fragment
 from pipeline.sink.output import Kind, OutputFolder
 from pipeline.sink.verify import verify_output
 
 from .factories import Books, make_clip, make_embeddings, make_errors, make_folder, make_rows
+from .readers import fragments_table, manifest_table, put, rewrite
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -30,26 +30,6 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> OutputFolder:
         made.create()
     Books().write(made)
     return made
-
-
-def fragments_table(folder: OutputFolder) -> pa.Table:
-    """What a reader that lists `embeddings/` sees."""
-    return pa.concat_tables(
-        read_table(folder, Kind.EMBEDDINGS, stem) for stem in sorted(folder.fragments(Kind.EMBEDDINGS))
-    )
-
-
-def manifest_table(folder: OutputFolder) -> pa.Table:
-    """What a reader of the manifest sees."""
-    import pyarrow.parquet as pq
-
-    manifest = read_manifest(folder)
-    assert manifest is not None
-    tables = []
-    for part in manifest.parts:
-        with folder.open(part.name) as file:
-            tables.append(pq.read_table(file))
-    return pa.concat_tables(tables)
 
 
 def generations(folder: OutputFolder) -> set[str]:
@@ -76,7 +56,8 @@ def test_a_reader_that_lists_a_folder_sees_no_row_twice(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
     Books().write(folder)
     before = ds.dataset(tmp_path / "out" / "embeddings", format="parquet").to_table()
-    for _ in range(3):
+    for compression in ("none", "gzip", "zstd"):
+        rewrite(folder, "r2", compression)
         manifest = compact_output(folder)
     assert ds.dataset(tmp_path / "out" / "embeddings", format="parquet").to_table().equals(before)
     listed = ds.dataset(tmp_path / "out" / "table" / manifest.generation, format="parquet").to_table()
@@ -84,8 +65,41 @@ def test_a_reader_that_lists_a_folder_sees_no_row_twice(tmp_path: Path) -> None:
 
 
 def test_the_generation_before_stays_for_its_readers_until_the_next_one(folder: OutputFolder) -> None:
-    made = [compact_output(folder).generation for _ in range(3)]
+    made = []
+    for compression in ("none", "gzip", "zstd"):
+        rewrite(folder, "r2", compression)
+        made.append(compact_output(folder).generation)
     assert generations(folder) == set(made[1:])
+
+
+def test_a_table_that_is_current_is_left_alone_and_what_a_killed_compaction_left_goes(folder: OutputFolder) -> None:
+    first = compact_output(folder)
+    rewrite(folder, "r2", "gzip")
+    second = compact_output(folder)
+    folder.make("table/0123456789abcdef")
+    put(folder, "table/0123456789abcdef/part-00000.parquet", b"half")
+    assert compact_output(folder) == second
+    assert generations(folder) == {first.generation, second.generation}
+
+
+def test_a_table_that_lost_a_part_or_the_end_of_one_is_made_again(folder: OutputFolder) -> None:
+    (part,) = compact_output(folder).parts
+    put(folder, part.name, b"PAR1")
+    (part,) = compact_output(folder).parts
+    assert verify_output(folder).ok
+    folder.remove(part.name)
+    compact_output(folder)
+    assert verify_output(folder).ok
+    assert manifest_table(folder).equals(fragments_table(folder))
+
+
+def test_a_lost_lease_keeps_the_old_table(folder: OutputFolder) -> None:
+    def lost() -> None:
+        raise OutputBusyError("taken over")
+
+    with pytest.raises(OutputBusyError):
+        compact_output(folder, require_held=lost)
+    assert read_manifest(folder) is None
 
 
 def test_a_fragment_written_since_is_newer_and_no_discrepancy(folder: OutputFolder) -> None:
@@ -117,13 +131,6 @@ def test_a_part_that_is_damaged_missing_or_of_other_rows_is_found(folder: Output
     assert verify_output(folder).ok
 
 
-def put(folder: OutputFolder, name: str, data: bytes) -> None:
-    from fsspec.core import url_to_fs
-
-    store, root = url_to_fs(folder.uri)
-    store.pipe_file(f"{root}/{name}", data)
-
-
 def test_a_fragment_that_is_gone_is_found_by_the_table(folder: OutputFolder) -> None:
     compact_output(folder)
     folder.remove(folder.name(Kind.EMBEDDINGS, "r2"))
@@ -151,7 +158,7 @@ def test_a_manifest_survives_its_json(folder: OutputFolder) -> None:
     assert Manifest.from_json(manifest.to_json()) == manifest
 
 
-def test_killed_at_any_point_the_manifest_names_a_whole_table(tmp_path: Path) -> None:
+def test_killed_at_any_point_both_kinds_of_reader_see_the_same_rows(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
     Books().write(folder)
     compact_output(folder)
@@ -159,9 +166,12 @@ def test_killed_at_any_point_the_manifest_names_a_whole_table(tmp_path: Path) ->
         import os, signal, sys
         from pipeline.sink.compact import compact_output
         from pipeline.sink.output import OutputFolder
+        from pipeline.sink.verify import verify_output
+        from tests.sink.readers import fragments_table, manifest_table, rewrite
         folder = OutputFolder(sys.argv[1])
         events = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir")
         for number in range(1, 60):
+            rewrite(folder, "r2", ("none", "gzip")[number % 2])
             child = os.fork()
             if not child:
                 seen = 0
@@ -175,9 +185,9 @@ def test_killed_at_any_point_the_manifest_names_a_whole_table(tmp_path: Path) ->
                 compact_output(folder, part_bytes=1)
                 os._exit(0)
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            from pipeline.sink.verify import verify_output
             report = verify_output(folder)
             assert report.ok and report.num_table_rows == report.num_rows, (number, report)
+            assert manifest_table(folder).equals(fragments_table(folder)), number
             sys.stdout.write(f"{status}\\n")
     """
     command = [sys.executable, "-c", textwrap.dedent(script), folder.uri]
@@ -186,5 +196,6 @@ def test_killed_at_any_point_the_manifest_names_a_whole_table(tmp_path: Path) ->
     ends = done.stdout.split()
     assert ends.count("-9") > 15
     assert ends[-1] == "0"
+    rewrite(folder, "r2", "zstd")
     compact_output(folder)
     assert len(generations(folder)) == 2

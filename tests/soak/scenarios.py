@@ -24,8 +24,10 @@ from pipeline.flow.run import retry
 from pipeline.media.attempts import Attempts
 from pipeline.media.container import ClipJob
 from pipeline.media.sandbox import Sandbox, SharedBuffer
+from pipeline.media.template import DECODER_NAME
 from pipeline.sink.output import OutputFolder
 from pipeline.sink.verify import verify_output
+from tests.conftest import SAMPLES
 from tests.faults.processes import (
     REPOSITORY,
     SETTINGS,
@@ -37,6 +39,7 @@ from tests.faults.processes import (
     wait_until,
 )
 from tests.media_factory import make_image, make_video
+from tests.soak.fuzzing import MOST_SEED_BYTES, make_seeds, mutate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +86,7 @@ def workers_killed(folder: Path, scale: float) -> Outcome:
             if wait_until(command.has_ended, 5):
                 break
         ended = command.finish(1200)
+    seconds = time.monotonic() - started
     same = fragment_bytes(out) == fragment_bytes(folder / "WHOLE")
     report = verify_output(OutputFolder(str(out)))
     facts = {
@@ -93,7 +97,8 @@ def workers_killed(folder: Path, scale: float) -> Outcome:
         "errors": report.num_error_rows,
         "same_bytes": same,
         "undisturbed_seconds": round(undisturbed_seconds, 1),
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": round(seconds, 1),
+        "slower": f"{seconds / undisturbed_seconds - 1:.0%}",
     }
     return Outcome(holds=same and report.ok and ended.returncode == 0, facts=facts)
 
@@ -153,7 +158,7 @@ def decoders_hang(folder: Path, scale: float) -> Outcome:
     with Command("embed", videos, "--out", out, *SETTINGS, *hasty, "--runner", "local") as command:
         while not command.has_ended():
             done = num_fragments(out)
-            for pid in command.processes("pipeline.media.worker"):
+            for pid in command.processes(DECODER_NAME):
                 if len(hung) < num_hangs and done >= 9 * len(hung) + 1 and pid not in hung:
                     hung.add(pid)
                     send(pid, signal.SIGSTOP)
@@ -178,13 +183,15 @@ def many_images(folder: Path, scale: float) -> Outcome:
         (images / f"{number}.ppm").write_bytes(b"P6 32 32 255\n" + picture.tobytes())
     out = folder / "OUT"
     peak_kib = 0
-    with Command("embed", images, "--out", out, "--model", "random:tiny", "--runner", "ray") as command:
+    # One token an image: 100,000 files are the point, and not their pixels.
+    small = ("--set", "sizes.max_tokens_per_frame=1", "--set", "request.max_patches=1024")
+    with Command("embed", images, "--out", out, "--model", "random:tiny", *small, "--runner", "ray") as command:
         while not command.has_ended():
             status = Path(f"/proc/{command.pid}/status").read_text()
             if "VmHWM" in status:
                 peak_kib = max(peak_kib, int(status.split("VmHWM:")[1].split()[0]))
             time.sleep(0.2)
-        ended = command.finish()
+        ended = command.finish(1200)
     files = sum(1 for path in out.rglob("*") if path.is_file())
     report = verify_output(OutputFolder(str(out)))
     facts = {"images": count, "rows": report.num_rows, "driver_peak_mib": peak_kib >> 10, "output_files": files}
@@ -208,7 +215,7 @@ def long_video(folder: Path, scale: float) -> Outcome:
     peak_kib = 0
     with Command("embed", video, "--out", out, *settings) as command:
         wait_until(lambda: num_fragments(out) >= num_frames // 120, 600)
-        for pid in command.processes("pipeline.media.worker"):
+        for pid in command.processes(DECODER_NAME):
             peak_kib = int(Path(f"/proc/{pid}/status").read_text().split("VmHWM:")[1].split()[0])
         os.kill(command.pid, signal.SIGKILL)
     before = {
@@ -229,26 +236,29 @@ def long_video(folder: Path, scale: float) -> Outcome:
 
 
 def fuzz(folder: Path, scale: float) -> Outcome:
-    """Mutated media through probe, decode and patchify: each ends as rows or as one error, and the next is served."""
-    seeds = [make_image(folder / f"s.{kind}") for kind in ("png", "jpg", "gif", "webp", "bmp", "tiff")]
-    seeds += [make_video(folder / f"v.{kind}", num_frames=8) for kind in ("mp4", "mkv", "avi", "ts")]
-    seeds += [make_video(folder / "v.webm", num_frames=8, codec="libvpx-vp9", options={"cpu-used": "8"})]
-    rng, end = random.Random(int(1000 * scale)), time.monotonic() + max(20, 300 * scale)
+    """Mutated media through probe, decode and patchify, PyAV and decord: rows or one error each, the next is served."""
+    seeds = make_seeds(folder)
+    num_samples = len(seeds)
+    seeds += sorted(path for path in SAMPLES.rglob("*.*") if path.stat().st_size <= MOST_SEED_BYTES)
+    num_samples = len(seeds) - num_samples
+    rng, end = random.Random(int(1000 * scale)), time.monotonic() + max(20, 180 * scale)
     codes: dict[str, int] = {}
     num_inputs = 0
-    decode, limits = DecodeConfig(timeout_seconds=5), LimitsConfig(max_decoder_bytes=1 << 30)
-    with Sandbox(decode, ImagesConfig(), limits, Attempts(str(folder / "attempts"))) as box:
+    limits, attempts = LimitsConfig(max_decoder_bytes=1 << 30), Attempts(str(folder / "attempts"))
+    auto, animated = DecodeConfig(timeout_seconds=5), ImagesConfig(animated="video")
+    decord = DecodeConfig(timeout_seconds=2, video="decord")
+    with Sandbox(auto, ImagesConfig(), limits, attempts) as box, Sandbox(decord, animated, limits, attempts) as other:
         while time.monotonic() < end:
             seed = rng.choice(seeds)
             target = folder / f"m{num_inputs}{seed.suffix}"
-            target.write_bytes(_mutate(seed.read_bytes(), rng))
-            code = _outcome(box, target)
+            target.write_bytes(mutate(seed.read_bytes(), rng))
+            code = _outcome(other if num_inputs % 4 == 0 else box, target)
             codes[code] = codes.get(code, 0) + 1
             target.unlink()
             num_inputs += 1
-        good = _outcome(box, seeds[0])
-    facts = {"inputs": num_inputs, **dict(sorted(codes.items()))}
-    return Outcome(holds=good == "rows", facts=facts)
+        good = {_outcome(sandbox, seeds[0]) for sandbox in (box, other)}
+    facts = {"inputs": num_inputs, "seeds": len(seeds), "of_them_samples": num_samples, **dict(sorted(codes.items()))}
+    return Outcome(holds=good == {"rows"}, facts=facts)
 
 
 def _outcome(box: Sandbox, path: Path) -> str:
@@ -267,21 +277,6 @@ def _outcome(box: Sandbox, path: Path) -> str:
     except MediaError as error:
         return ErrorCode(error.code).value
     return "rows"
-
-
-def _mutate(content: bytes, rng: random.Random) -> bytes:
-    data = bytearray(content)
-    for _ in range(rng.choice((1, 2, 4, 16, 64))):
-        place = rng.randrange(len(data)) if rng.random() < 0.5 else rng.randrange(min(len(data), 200))
-        kind = rng.random()
-        if kind < 0.5:
-            data[place] = rng.choice((0, 1, 127, 128, 255, rng.randrange(256)))
-        elif kind < 0.8:
-            data[place : place + 4] = rng.choice((b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", b"\x80\0\0\0"))
-        else:
-            length = rng.randrange(1, 64)
-            data[place : place + length] = data[place + length : place + 2 * length]
-    return bytes(data[: rng.randrange(1, len(data) + 1)] if rng.random() < 0.2 else data)
 
 
 def _videos(folder: Path, count: int) -> Path:

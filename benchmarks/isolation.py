@@ -1,0 +1,221 @@
+"""What does decoding in a process that can be killed cost, and how long is a killed one missed?
+
+    python -m benchmarks.isolation MEDIUM... --repeats 7
+
+The same clips, one after the other, through the sandbox and through the same code in this process; which goes first
+alternates. CPU counts both processes. Each way writes into a new buffer and reads a byte of every page, as the store
+does that the rows go to. Then decoders are made to hang (stopped, and killed at their deadline) or to crash (killed in
+mid-clip): seconds from the kill to the next clip's rows, on the machine as it is and with a busy process on every core.
+"""
+
+import argparse
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.measure import print_record, print_table
+from pipeline.config import Config, DecodeConfig
+from pipeline.errors import MediaError
+from pipeline.flow.local import LocalRunner
+from pipeline.flow.run import plan_only
+from pipeline.media.frames import open_frames
+from pipeline.media.grid import row_bytes
+from pipeline.media.location import open_binary
+from pipeline.media.patchify import write_clip
+from pipeline.media.sandbox import Sandbox
+from pipeline.media.video_pyav import IndexCache
+from pipeline.plan.schema import Clip
+from pipeline.request.build import clip_job
+
+_DEADLINE_SECONDS = 1.0
+_PAGE_BYTES = 4096
+_WAYS = ("in this process", "sandbox")
+
+
+def plan_clips(media: Sequence[str], config: Config) -> list[Clip]:
+    """Every clip of the media, as a run would plan them."""
+    with LocalRunner(config) as runner:
+        plan, _ = plan_only(media, config, runner)
+    return [clip for request in plan.requests for clip in request.clips]
+
+
+def num_bytes(clip: Clip) -> int:
+    """Bytes of a clip's patch rows."""
+    return clip.num_patches * row_bytes(clip.media_type)
+
+
+def read_pages(rows: Any) -> None:
+    """What whoever takes the rows does at least."""
+    np.frombuffer(rows, np.uint8)[::_PAGE_BYTES].max()
+
+
+def in_process(clip: Clip, config: Config, cache: IndexCache) -> None:
+    """What the decoder process does for a clip, here."""
+    job, memory = clip_job(clip, clip.source_uris[0]), np.empty(num_bytes(clip), np.uint8)
+    rows = memory.reshape(clip.num_patches, -1)
+    with open_binary(job.uri, max_bytes=config.limits.max_file_bytes) as file:
+        frames = open_frames(job, file, config.decode, config.images, config.limits, cache)
+        write_clip(frames.frames, rows, clip.media_type, clip.resized_height, clip.resized_width)
+    read_pages(memory)
+
+
+def in_sandbox(clip: Clip, sandbox: Sandbox) -> None:
+    """The same through the decoder process."""
+    buffer = sandbox.new_buffer(num_bytes(clip))
+    sandbox.decode(clip_job(clip, clip.source_uris[0]), buffer, 0)
+    read_pages(buffer.memory)
+
+
+def cpu_seconds(pid: int | None) -> float:
+    """CPU time of this process, and of another one by the clock that Linux keeps of it."""
+    return time.process_time() + (0.0 if pid is None else time.clock_gettime((~pid << 3) | 2))
+
+
+def measure_cost(clips: Sequence[Clip], config: Config, repeats: int) -> dict[str, list[tuple[float, float]]]:
+    """Wall and CPU seconds of all clips, for each way and repeat; a first round warms both up and is left out."""
+    cache = IndexCache()
+    found: dict[str, list[tuple[float, float]]] = {way: [] for way in _WAYS}
+    with Sandbox(config.decode, config.images, config.limits) as sandbox:
+        calls: dict[str, Callable[[Clip], None]] = {
+            _WAYS[0]: lambda clip: in_process(clip, config, cache),
+            _WAYS[1]: lambda clip: in_sandbox(clip, sandbox),
+        }
+        for number in range(repeats + 1):
+            totals = {way: np.zeros(2) for way in _WAYS}
+            for place, clip in enumerate(clips):
+                for way in _WAYS[:: 1 if (number + place) % 2 else -1]:
+                    started = time.perf_counter(), cpu_seconds(sandbox.pid)
+                    calls[way](clip)
+                    if number:
+                        totals[way] += (time.perf_counter() - started[0], cpu_seconds(sandbox.pid) - started[1])
+            for way, total in totals.items() if number else ():
+                found[way].append((float(total[0]), float(total[1])))
+    return found
+
+
+@contextmanager
+def busy_cores(num_processes: int) -> Iterator[None]:
+    """Keep cores busy with something else."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(num_processes)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def serve(sandbox: Sandbox, clip: Clip) -> float:
+    """Seconds of a clip, with a start where there is no decoder."""
+    started = time.perf_counter()
+    in_sandbox(clip, sandbox)
+    return time.perf_counter() - started
+
+
+def hang(sandbox: Sandbox, clip: Clip) -> float:
+    """Seconds from the deadline of a decoder that was stopped to the next clip's rows."""
+    assert sandbox.pid is not None
+    os.kill(sandbox.pid, signal.SIGSTOP)
+    deadline = time.perf_counter() + _DEADLINE_SECONDS
+    with suppress(MediaError):
+        in_sandbox(clip, sandbox)
+    in_sandbox(clip, sandbox)
+    return time.perf_counter() - deadline
+
+
+def crash(sandbox: Sandbox, clip: Clip) -> float:
+    """Seconds from the kill of a decoder that has a clip to the next clip's rows."""
+    assert sandbox.pid is not None
+    pid, killed = sandbox.pid, []
+    os.kill(pid, signal.SIGSTOP)
+
+    def kill() -> None:
+        killed.append(time.perf_counter())
+        os.kill(pid, signal.SIGKILL)
+
+    threading.Timer(0.1, kill).start()
+    with suppress(MediaError):
+        in_sandbox(clip, sandbox)
+    in_sandbox(clip, sandbox)
+    return time.perf_counter() - killed[0]
+
+
+_ENDS = {"first start, everything is loaded": serve, "the clip alone": serve, "hung": hang, "crashed": crash}
+
+
+def measure_restarts(clip: Clip, config: Config, repeats: int) -> Iterator[dict[str, Any]]:
+    """How long a decoder is missed; a first start loads everything, which a restart is spared."""
+    decode = DecodeConfig(timeout_seconds=_DEADLINE_SECONDS, timeout_per_video_second=0)
+    for num_busy in (0, os.cpu_count() or 1):
+        seconds: dict[str, list[float]] = {what: [] for what in _ENDS}
+        for _ in range(repeats):
+            with Sandbox(decode, config.images, config.limits) as sandbox, busy_cores(num_busy):
+                for what, measured in _ENDS.items():
+                    seconds[what].append(measured(sandbox, clip))
+        for what, times in seconds.items():
+            yield {"what": what, "busy_processes": num_busy, **summary(times)}
+
+
+def summary(values: Sequence[float]) -> dict[str, float]:
+    """Median and the ends."""
+    return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
+
+
+def main() -> None:
+    """Measure the cost of the sandbox, then the time until it serves again."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("media", nargs="+")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--restarts", type=int, default=5)
+    parser.add_argument("--max-tokens", type=int, help="bound on merged tokens a frame; default: official sizes")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    config = Config.from_values({"sizes": {"max_tokens_per_frame": arguments.max_tokens}})
+    clips = plan_clips(arguments.media, config)
+    cost = measure_cost(clips, config, arguments.repeats)
+    results: list[dict[str, Any]] = []
+    for place, clock in enumerate(("wall", "cpu")):
+        here, there = ([values[place] for values in cost[way]] for way in _WAYS)
+        ratios = [after / before - 1 for before, after in zip(here, there, strict=True)]
+        results.append(
+            {"clock": clock, "in_process": summary(here), "sandbox": summary(there), "cost": summary(ratios)}
+        )
+    restarts = list(measure_restarts(min(clips, key=num_bytes), config, arguments.restarts))
+    print_table(
+        ["clock", "in this process", "sandbox", "cost (lowest to highest of the rounds)"],
+        [
+            [
+                result["clock"],
+                f"{result['in_process']['median']:.3f} s",
+                f"{result['sandbox']['median']:.3f} s",
+                "{median:+.1%} ({lowest:+.1%} to {highest:+.1%})".format(**result["cost"]),
+            ]
+            for result in results
+        ],
+    )
+    print_table(
+        ["until the next clip is served", "busy processes beside it", "seconds (lowest to highest)"],
+        [
+            [
+                restart["what"],
+                restart["busy_processes"],
+                "{median:.3f} ({lowest:.3f} to {highest:.3f})".format(**restart),
+            ]
+            for restart in restarts
+        ],
+    )
+    print_record("isolation", {**vars(arguments), "clips": len(clips)}, [*results, *restarts])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+import pytest
+import torch
+from torch.nn import functional
+
+from pipeline.config import Config
+from pipeline.encoder.encode import Encoder
+from pipeline.encoder.float8 import to_float8
+from pipeline.encoder.kernels import FLOAT8, TorchKernels
+from pipeline.errors import ModelError
+from pipeline.stages.encode import encode_dtype
+from tests.encoder.factories import CPU, MIXED_GRIDS, make_checkpoint, make_output, make_rows, make_spec, relative_error
+
+KERNELS = TorchKernels()
+
+
+def make_encoder(dtype: torch.dtype, head_dim: int = 64, least_cosine: float = 0.9) -> Encoder:
+    checkpoint = make_checkpoint(make_spec(head_dim))
+    return Encoder(checkpoint, device=CPU, dtype=dtype, float8_least_cosine=least_cosine)
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_rounding_a_row_errs_by_a_sixteenth_of_a_value_whatever_the_other_rows_hold():
+    values = noise(5, 64) * torch.tensor([1e-30, 1e-3, 1.0, 1e4, 1e30])[:, None]
+    rows = KERNELS.to_float8(values)
+    back = rows.values.to(torch.float32) * rows.scales
+    assert rows.values.dtype == FLOAT8
+    # Half a step of three bits, or of the smallest step where a value is far below the row's largest.
+    largest = values.abs().amax(1, keepdim=True)
+    assert torch.all((back - values).abs() <= torch.maximum(values.abs() / 16, largest * 2**-17))
+
+
+def test_rows_of_zeros_stay_zeros():
+    rows = KERNELS.to_float8(torch.zeros(3, 16))
+    assert torch.all(rows.values.to(torch.float32) == 0)
+    assert torch.all(torch.isfinite(rows.scales))
+
+
+def test_what_is_late_is_added_to_the_stream_before_it_is_normalised():
+    hidden, late, offset = noise(6, 32).bfloat16(), noise(6, 32, seed=1).bfloat16(), noise(32, seed=2)
+    norm = torch.nn.LayerNorm(32).requires_grad_(False)
+    expected = functional.layer_norm(hidden.float() + late.float() + offset, (32,))
+    stream = hidden.clone()
+    normed = KERNELS.layer_norm_float8(stream, late, offset, norm)
+    assert torch.equal(stream, hidden + late)
+    assert relative_error(normed.values.to(torch.float32) * normed.scales, expected) < 0.04
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_a_product_of_rounded_rows_is_that_of_what_they_stand_for(with_bias):
+    rows, weight = KERNELS.to_float8(noise(9, 32)), KERNELS.to_float8(noise(16, 32, seed=1))
+    bias = noise(16, seed=2) if with_bias else None
+    exact = functional.linear(rows.values.float() * rows.scales, weight.values.float() * weight.scales, bias)
+    assert relative_error(KERNELS.float8_product(rows, weight, bias), exact) < 4e-3
+
+
+@pytest.mark.parametrize(("head_dim", "level"), [(64, "clip"), (64, "frame"), (72, "token")])
+def test_a_tower_in_eight_bits_says_what_it_says_in_sixteen(head_dim, level):
+    rows, output = make_rows(MIXED_GRIDS), make_output(level, normalize=True, deepstack=True)
+    exact = make_encoder(torch.bfloat16, head_dim).encode(rows, MIXED_GRIDS, output)
+    quick = make_encoder(FLOAT8, head_dim).encode(rows, MIXED_GRIDS, output)
+    assert functional.cosine_similarity(quick.vectors.float(), exact.vectors.float()).min() > 0.98
+    assert not torch.equal(quick.vectors, exact.vectors)
+    if level == "token":
+        assert functional.cosine_similarity(quick.deepstack, exact.deepstack, dim=-1).min() > 0.98
+
+
+def test_a_clip_in_eight_bits_does_not_depend_on_its_neighbours():
+    encoder, output = make_encoder(FLOAT8), make_output("clip")
+    rows = make_rows(MIXED_GRIDS)
+    together = encoder.encode(rows, MIXED_GRIDS, output).vectors
+    t, h, w = MIXED_GRIDS[0]
+    alone = encoder.encode(rows[: t * h * w], MIXED_GRIDS[:1], output).vectors
+    assert relative_error(alone, together[:1]) < 1e-2
+
+
+def test_the_tower_in_sixteen_bits_is_not_touched():
+    encoder = make_encoder(torch.bfloat16)
+    before = {name: weight.clone() for name, weight in encoder._tower.state_dict().items()}
+    to_float8(encoder._tower, KERNELS)
+    assert encoder._tower.state_dict().keys() == before.keys()
+    assert all(torch.equal(weight, before[name]) for name, weight in encoder._tower.state_dict().items())
+
+
+def test_a_model_that_suffers_from_eight_bits_is_refused_with_its_cosine():
+    with pytest.raises(ModelError, match=r"cosine 0\.\d+ to bfloat16, expected at least 0\.99999 .*dtype=bfloat16"):
+        make_encoder(FLOAT8, least_cosine=0.99999)
+
+
+def test_the_setting_is_part_of_what_an_output_is_bound_to():
+    config = Config.from_values({"encode": {"dtype": "float8"}})
+    assert config.result_values["encode"]["dtype"] == "float8"
+    assert encode_dtype(config, CPU) == FLOAT8
