@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline import Config, RunSummary, embed
+from pipeline.flow.inspect import inspect_media
 from pipeline.flow.run import retry
 from pipeline.media.inside import inside_of
 from pipeline.sink.output import OutputFolder
@@ -146,6 +147,13 @@ def test_limits_hold_for_each_member_and_not_for_its_shard(corpus: Path, tmp_pat
     )
     assert (summary.num_new_rows, summary.num_errors) == (2, 2)
     assert set(errors_of(tmp_path / "OUT")["code"].to_pylist()) == {"limit_exceeded"}
+
+
+def test_a_member_is_inspected_by_its_own_name(corpus: Path, inside: Path) -> None:
+    config = Config(model="random:tiny")
+    [member] = inspect_media(f"tar://b.mp4::{inside}/0.tar", config)
+    [file] = inspect_media(str(corpus / "b.mp4"), config)
+    assert np.array_equal(member.patch_rows, file.patch_rows)
 
 
 def test_decord_refuses_what_is_not_a_file_of_its_own(corpus: Path, tmp_path: Path) -> None:

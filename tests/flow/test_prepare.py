@@ -9,6 +9,7 @@ import pytest
 
 from pipeline import Config, embed, prepare
 from pipeline.errors import OutputError, OutputMismatchError, RequestError, UsageError
+from pipeline.flow.plan_store import announce_retry
 from pipeline.plan.schema import plan_table, requests_of
 from pipeline.request.table import unwrap_request
 from pipeline.sink.fragments import read_table
@@ -126,6 +127,21 @@ def test_what_is_prepared_later_is_embedded_by_the_next_run(media: Path, tmp_pat
     embed(media / "a.mp4", tmp_path / "OTHER", config=CONFIG, runner="local")
     with pytest.raises(OutputError, match="name another --out"):
         embed(tmp_path / "P", tmp_path / "OTHER", runner="local")
+
+
+def test_a_killed_retry_is_ended_by_embedding_the_whole_request_again(tmp_path: Path) -> None:
+    pictures = [make_image(tmp_path / f"{seed}.png", width=200, height=200, seed=seed) for seed in range(2)]
+    pictures[0].write_bytes(pictures[0].read_bytes()[:20_000])
+    prepare(pictures, tmp_path / "P", config=CONFIG, runner="local")
+    assert embed(tmp_path / "P", tmp_path / "OUT", runner="local").num_errors == 1
+    before = embeddings_of(tmp_path / "OUT")
+    folder = OutputFolder(str(tmp_path / "OUT"))
+    [request_id] = folder.fragments(Kind.EMBEDDINGS)
+    announce_retry(folder, {request_id})
+    again = embed(tmp_path / "P", tmp_path / "OUT", runner="local")
+    assert (again.num_requests, again.num_errors) == (1, 1)
+    assert embeddings_of(tmp_path / "OUT").equals(before)
+    assert verify_output(folder).ok
 
 
 def test_requests_in_a_store_give_the_same_rows(media: Path, tmp_path: Path) -> None:
