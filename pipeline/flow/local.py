@@ -1,6 +1,7 @@
 """The whole way in one screen: every stage, one after the other, in this process and without Ray."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from itertools import chain
 from types import TracebackType
 from typing import Self
 
@@ -40,11 +41,15 @@ class LocalRunner:
         for item in items:
             yield from results_of(probe(items_table([item])))
 
-    def run(self, requests: Sequence[RequestPlan], job: Job) -> Generator[Receipt]:
+    def run(self, waves: Iterable[Sequence[RequestPlan]], job: Job) -> Generator[Receipt]:
         """Take each request the whole way before the next one begins."""
+        requests = chain.from_iterable(waves)
+        first = next(requests, None)
+        if first is None:
+            return
         from pipeline.stages.encode import Encode  # torch takes a second, and planning does without
 
         decode = Decode(job.config, self.sandbox)
         encode, write = Encode(job.config, job.model), Write(job.target)
-        for request in requests:
+        for request in chain([first], requests):
             yield from receipts_of(write(encode(decode(plan_table([request])))))

@@ -1,6 +1,6 @@
 """What a runner is: a way to call the stages. `local` is a serial loop, `cluster` is Ray Data."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
@@ -46,9 +46,10 @@ class Runner(Protocol):
         """Read headers, results in any order."""
         ...
 
-    def run(self, requests: Sequence[RequestPlan], job: Job) -> Generator[Receipt]:
-        """Decode, encode and write requests; a receipt as each is written, in any order.
+    def run(self, waves: Iterable[Sequence[RequestPlan]], job: Job) -> Generator[Receipt]:
+        """Decode, encode and write requests; a receipt as each is written, in any order within its wave.
 
-        Closing the generator ends the work that is under way.
+        A wave is asked for when the one before it is done; without any, no worker is started. Closing the generator
+        ends the work that is under way.
         """
         ...

@@ -184,6 +184,7 @@ def _clip(
         resized_height=size.height,
         resized_width=size.width,
         grid_thw=(grid_t, size.height // patch, size.width // patch),
+        codec=info.codec,
     )
 
 

@@ -4,7 +4,7 @@ A result crosses process borders as one Arrow row, so that probing runs as Ray D
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +12,7 @@ import pyarrow as pa
 from pipeline.errors import ErrorCode, MediaError, Stage
 from pipeline.media.container import MediaInfo, MediaType
 from pipeline.media.sandbox import Sandbox
+from pipeline.plan.schema import flat_values
 from pipeline.sources.content_id import content_id
 from pipeline.sources.listing import SourceItem
 
@@ -74,7 +75,7 @@ def probe_source(item: SourceItem, sandbox: Sandbox, *, with_times: bool) -> Pro
 
 def items_table(items: Iterable[SourceItem]) -> pa.Table:
     """Sources in Arrow, one row each, in ITEM_SCHEMA."""
-    return pa.Table.from_pylist([asdict(item) for item in items], schema=ITEM_SCHEMA)
+    return pa.Table.from_pylist([flat_values(item) for item in items], schema=ITEM_SCHEMA)
 
 
 def items_of(table: pa.Table) -> list[SourceItem]:
@@ -86,9 +87,9 @@ def results_table(results: Iterable[ProbeResult]) -> pa.Table:
     """Probe results in Arrow, one row each, in PROBE_SCHEMA."""
     rows = [
         {
-            **asdict(result.item),
+            **flat_values(result.item),
             "source_id": result.source_id,
-            "info": None if result.info is None else asdict(result.info),
+            "info": None if result.info is None else flat_values(result.info),
             "error_code": None if result.error is None else result.error.code,
             "error_message": None if result.error is None else result.error.message,
         }

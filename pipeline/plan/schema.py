@@ -1,14 +1,17 @@
 """The plan's types and their Arrow form: one row a request, everything after it a pure function of the row."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 
 from pipeline.digest import digest_values
 from pipeline.errors import ErrorCode, MediaError, Stage
 from pipeline.media.container import MediaType
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 CLIP_TYPE = pa.struct(
     {
@@ -30,6 +33,7 @@ CLIP_TYPE = pa.struct(
         "resized_height": pa.int32(),
         "resized_width": pa.int32(),
         "grid_thw": pa.list_(pa.int32()),
+        "codec": pa.string(),
     }
 )
 
@@ -45,13 +49,19 @@ PLAN_SCHEMA = pa.schema(
 )
 
 
+def flat_values(record: "DataclassInstance") -> dict[str, Any]:
+    """A record's fields by name, none of them copied: `dataclasses.asdict` took two thirds of the time of planning."""
+    return {field.name: getattr(record, field.name) for field in fields(record)}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clip:
     """One span of one medium, ready to decode.
 
     `clip_ids` and `source_uris` run in parallel: byte-identical files share one clip, which is encoded once
     and gets a row under every path. `frame_indices` count shown frames from 0; `timestamps_seconds` has one
-    entry a temporal patch and is empty for an image. Sizes are pixels, `grid_thw` is patches.
+    entry a temporal patch and is empty for an image. Sizes are pixels, `grid_thw` is patches. `codec` only says how
+    dear the clip is to decode; plans of earlier versions have none.
     """
 
     clip_ids: tuple[str, ...]
@@ -72,6 +82,7 @@ class Clip:
     resized_height: int
     resized_width: int
     grid_thw: tuple[int, int, int]
+    codec: str | None = None
 
     @property
     def num_patches(self) -> int:
@@ -86,7 +97,7 @@ class Clip:
 
     def to_values(self) -> dict[str, Any]:
         """As one value of CLIP_TYPE."""
-        return asdict(self)
+        return flat_values(self)
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Self:

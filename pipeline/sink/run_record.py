@@ -33,6 +33,7 @@ class RunRecord:
     """One run of an output folder. Times are ISO 8601 in UTC; `finished_at` is None while it runs or if it died.
 
     `config` is everything that was set; `result_config` the part that decides the rows, which later runs must share.
+    `rates` are what `patchwire plan --rates OUT` predicts with (`plan/rates.py`); empty where nothing was done.
     """
 
     started_at: str
@@ -45,6 +46,7 @@ class RunRecord:
     counts: Mapping[str, int] = field(default_factory=dict)
     timings_seconds: Mapping[str, float] = field(default_factory=dict)
     bottleneck: str | None = None
+    rates: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, text: str) -> Self:

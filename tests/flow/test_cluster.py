@@ -119,7 +119,7 @@ def test_an_error_in_an_actor_comes_out_as_itself(corpus: Path, tmp_path: Path) 
     listing = list_sources([str(corpus / "0.png")], CONFIG.sources)
     with RayRunner(CONFIG) as runner, pytest.raises(OutputError):
         plan = make_plan(listing, EMPTY_PLAN, lambda items: runner.probe(items, CONFIG), recipe)
-        list(runner.run(plan.requests, job))
+        list(runner.run([plan.requests], job))
 
 
 def test_weights_that_cannot_be_read_stop_the_run_with_their_own_error(corpus: Path, tmp_path: Path) -> None:
