@@ -105,6 +105,7 @@ def run_once(folder: str, out: str, workers: int, arguments: argparse.Namespace)
         "decode_seconds": timings["decode"],
         "encode_seconds": timings["encode"],
         "ms_per_clip": 1e3 * summary.elapsed_seconds / summary.num_clips,
+        "driver_cpu_seconds": time.process_time(),
         "driver_megabytes": peak_megabytes(),
         "files": sum(path.is_file() for path in Path(out).rglob("*")),
     }

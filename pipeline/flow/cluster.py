@@ -35,7 +35,7 @@ from pipeline.device.store_mapping import suggested_store_bytes
 from pipeline.errors import PatchwireError, RunError, UsageError
 from pipeline.flow.runner import Capacity, Job
 from pipeline.plan.probe import ProbeResult, items_table, results_of
-from pipeline.plan.schema import RequestPlan, plan_table
+from pipeline.plan.schema import RequestPlan, packed_request
 from pipeline.sink.receipt import Receipt, receipts_of
 from pipeline.sources.listing import SourceItem
 
@@ -110,8 +110,7 @@ class RayRunner:
 
     def _pipeline(self, requests: Sequence[RequestPlan], job: Job) -> Dataset:
         one_row: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": 1}
-        plan = plan_table(requests)
-        blocks = [plan.slice(row, 1) for row in range(plan.num_rows)]
+        blocks = [packed_request(request) for request in requests]
         return (
             self._dataset(blocks)
             .map_batches(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import decode, encoder, growth, pipeline, transfer
+from benchmarks import decode, encoder, growth, pipeline, prediction, transfer
 from tests.media_factory import make_image, make_video
 
 
@@ -75,3 +75,13 @@ def test_the_parts_of_a_clip_are_measured(
     record = run(decode.main, ["--parts", "--repeats", "1", str(video), str(image)], monkeypatch, capsys)
     assert [result["codec"] for result in record["results"]] == ["h264", "jpeg"]
     assert all(sum(result["seconds"].values()) > 0 for result in record["results"])
+
+
+def test_a_prediction_stands_beside_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_video(tmp_path / "v.mp4")
+    arguments = [str(tmp_path), "--workers", "1", "--runner", "local"]
+    (result,) = run(prediction.main, arguments, monkeypatch, capsys)["results"]
+    assert (result["workers"], result["clips"], result["errors"]) == (1, 1, 0)
+    assert min(result[name] for name in ("predicted_seconds", "own_rates_seconds", "decode_cpu_seconds")) > 0
