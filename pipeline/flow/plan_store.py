@@ -26,7 +26,7 @@ from pipeline.plan.shards import ShardLimits, cut
 from pipeline.sink.atomic import write_atomically
 from pipeline.sink.fragments import done_requests, read_table, write_table
 from pipeline.sink.output import Kind, OutputFolder
-from pipeline.sink.reading import stream_batches
+from pipeline.sink.reading import stream_batches, stream_rows
 from pipeline.sink.schema import errors_table
 from pipeline.sources.listing import Listing, SourceFailure, SourceItem
 
@@ -84,7 +84,11 @@ class _ShardSize:
 
 
 def _known_paths(folder: OutputFolder, stems: Sequence[str]) -> tuple[dict[str, str], _ShardSize]:
-    """The shard of every known path, and how large the last shard is."""
+    """The shard of every known path, and how large the last shard is.
+
+    The last one's paths are those of its requests, too: killed while it was being added to, it may hold requests whose
+    sources are not listed yet.
+    """
     shard_of: dict[str, str] = {}
     size = _ShardSize()
     for stem in stems:
@@ -92,6 +96,10 @@ def _known_paths(folder: OutputFolder, stems: Sequence[str]) -> tuple[dict[str, 
         for batch in stream_batches(folder, Kind.SOURCES, stem, ("source_uri", "num_bytes")):
             shard_of.update(dict.fromkeys(batch.column("source_uri").to_pylist(), stem))
             size = _ShardSize(size.num_sources + batch.num_rows, size.num_bytes + pc.sum(batch["num_bytes"]).as_py())
+    for stem in stems[-1:]:
+        for row in stream_rows(folder, Kind.PLAN, stem, ("clips.source_uris",)):
+            clips: list[dict[str, list[str]]] = row["clips"]  # type: ignore[assignment]
+            shard_of.update((uri, stem) for clip in clips for uri in clip["source_uris"] if uri not in shard_of)
     return shard_of, size
 
 

@@ -148,6 +148,22 @@ def test_new_files_fill_the_last_shard_and_open_another_where_they_do_not_fit(me
     assert is_whole(out)
 
 
+def test_a_kill_while_a_shard_is_added_to_plans_nothing_twice(media: Path, tmp_path: Path) -> None:
+    out = tmp_path / "OUT"
+    for name in ("3.png", "4.png", "text.png"):
+        (media / name).rename(tmp_path / name)
+    run(media, out)
+    sources = out / "sources" / "plan-00001.parquet"
+    before = sources.read_bytes()
+    (tmp_path / "3.png").rename(media / "3.png")
+    run(media, out)
+    sources.write_bytes(before)  # as if the list of sources had not been written any more
+    for seed in range(3):
+        make_image(media / f"new-{seed}.png", seed=20 + seed, width=150 + 8 * seed)
+    assert run(media, out).num_new_rows == 3
+    assert is_whole(out)
+
+
 def test_a_touched_file_stays_with_its_shard_and_a_failed_one_is_retried_in_its_own(
     media: Path, tmp_path: Path
 ) -> None:
