@@ -3,6 +3,7 @@
 import pyarrow as pa
 
 from pipeline.config import Config
+from pipeline.plan.schema import unpacked_request
 from pipeline.stages.decode import Decode, Probe
 from pipeline.stages.prepared import Store
 from pipeline.stages.write import WriteTarget
@@ -26,8 +27,8 @@ class DecodeActor:
         self._stage = Decode(config, attempts_uri=attempts_uri)
 
     def __call__(self, plan: pa.Table) -> pa.Table:
-        """One row of PLAN_SCHEMA to one row of REQUEST_SCHEMA."""
-        return self._stage(plan)
+        """One packed row of PLAN_SCHEMA to one row of REQUEST_SCHEMA."""
+        return self._stage(unpacked_request(plan))
 
 
 class PrepareActor:
@@ -38,5 +39,5 @@ class PrepareActor:
         self._store = Store(target)
 
     def __call__(self, plan: pa.Table) -> pa.Table:
-        """One row of PLAN_SCHEMA to one row of RECEIPT_SCHEMA."""
-        return self._store(self._decode(plan))
+        """One packed row of PLAN_SCHEMA to one row of RECEIPT_SCHEMA."""
+        return self._store(self._decode(unpacked_request(plan)))

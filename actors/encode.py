@@ -4,6 +4,7 @@ import pyarrow as pa
 
 from pipeline.config import Config
 from pipeline.errors import PatchwireError
+from pipeline.plan.schema import unpacked_request
 from pipeline.stages.encode import Encode
 from pipeline.stages.prepared import Load
 
@@ -38,5 +39,5 @@ class EncodePreparedActor(EncodeActor):
         self._load = Load(prepared_uri)
 
     def __call__(self, plan: pa.Table) -> pa.Table:
-        """One row of PLAN_SCHEMA to one row of ENCODED_SCHEMA."""
-        return super().__call__(self._load(plan))
+        """One packed row of PLAN_SCHEMA to one row of ENCODED_SCHEMA."""
+        return super().__call__(self._load(unpacked_request(plan)))

@@ -6,6 +6,9 @@ Every way samples the official frames (two a second) of the whole video at the o
 this process; CPU seconds count, not the clock. The peers do what their users run: all wanted frames from decord's
 get_batch or from a sequential PyAV decode, then resize, float32 normalisation and transformers' own patchify.
 `decode alone` is every frame decoded and nothing done with it: the floor that skipping frames can pass.
+
+`--parts` says instead where Patchwire's own time goes, with nanoseconds a pixel: what `pipeline/plan/rates.py` holds.
+Then images may be named, too.
 """
 
 import argparse
@@ -21,16 +24,17 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from benchmarks.decode_parts import PARTS, seconds_by_part
 from benchmarks.measure import print_record, print_table
+from benchmarks.plans import plan_clips
 from pipeline.config import Config, DecodeConfig
-from pipeline.flow.local import LocalRunner
-from pipeline.flow.run import plan_only
 from pipeline.media.container import ClipJob
 from pipeline.media.frames import open_frames
 from pipeline.media.location import open_binary
 from pipeline.media.patchify import write_clip
 from pipeline.media.video_pyav import IndexCache
 from pipeline.plan.schema import Clip
+from pipeline.plan.work import ClipWork
 from pipeline.request.build import clip_job
 from pipeline.request.layout import RequestLayout
 
@@ -44,14 +48,6 @@ def cpu_seconds(call: Callable[[], object], repeats: int) -> list[float]:
         call()
         seconds.append(time.process_time() - started)
     return seconds
-
-
-def plan_clip(path: str, config: Config) -> Clip:
-    """The one clip of a whole video."""
-    with LocalRunner(config) as runner:
-        plan, _ = plan_only([path], config, runner)
-    ((clip,),) = [request.clips for request in plan.requests]
-    return clip
 
 
 def patchwire(clip: Clip, backend: str, config: Config) -> Callable[[], object]:
@@ -115,17 +111,72 @@ def decode_alone(clip: Clip) -> Callable[[], object]:
 
 
 def main() -> None:
-    """Measure every way on every video."""
+    """Measure every way, or every part of ours, on every video."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("videos", nargs="+")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--max-tokens", type=int, help="bound on merged tokens a frame; default: official sizes")
+    parser.add_argument("--parts", action="store_true", help="take Patchwire's way apart; no peers")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     config = Config.from_values({"sizes": {"max_tokens_per_frame": arguments.max_tokens}})
+    if arguments.parts:
+        print_parts(arguments, config)
+    else:
+        print_ways(arguments, config)
+
+
+def print_parts(arguments: argparse.Namespace, config: Config) -> None:
+    """Take every medium apart: milliseconds a part, and nanoseconds a pixel of what the part goes over."""
+    results = [parts_of(plan_clips([path], config)[0], config, arguments.repeats) for path in arguments.videos]
+    print_table(
+        [
+            "medium",
+            "codec",
+            "size",
+            *(f"{part}, ms" for part in PARTS),
+            "not decoding",
+            "ns a read pixel",
+            "sampled",
+            "row",
+        ],
+        [
+            [
+                result["medium"],
+                result["codec"],
+                result["size"],
+                *(f"{1e3 * result['seconds'][part]:.1f}" for part in PARTS),
+                f"{result['not_decoding']:.0%}",
+                *(f"{result[name]:.2f}" for name in ("ns_per_read_pixel", "ns_per_sampled_pixel", "ns_per_row_pixel")),
+            ]
+            for result in results
+        ],
+    )
+    print_record("decode-parts", vars(arguments), results)
+
+
+def parts_of(clip: Clip, config: Config, repeats: int) -> dict[str, Any]:
+    """One medium's parts; a pixel is read with every frame of the span, sampled with each that is wanted."""
+    seconds = seconds_by_part(clip, config, repeats)
+    work = ClipWork.of(clip)
+    decoding = seconds["container"] + seconds["decode"]
+    return {
+        "medium": Path(clip.source_uris[0]).name,
+        "codec": clip.codec,
+        "size": f"{clip.width}x{clip.height} to {clip.resized_width}x{clip.resized_height}",
+        "seconds": seconds,
+        "not_decoding": 1 - decoding / sum(seconds.values()),
+        "ns_per_read_pixel": 1e9 * decoding / work.read_pixels,
+        "ns_per_sampled_pixel": 1e9 * (seconds["colour"] + seconds["resize"]) / work.sampled_pixels,
+        "ns_per_row_pixel": 1e9 * seconds["patch rows"] / work.row_pixels,
+    }
+
+
+def print_ways(arguments: argparse.Namespace, config: Config) -> None:
+    """Measure every way on every video."""
     results: list[dict[str, Any]] = []
     for video in arguments.videos:
-        clip = plan_clip(video, config)
+        (clip,) = plan_clips([video], config)
         ways = {
             "patchwire, pyav": patchwire(clip, "pyav", config),
             "patchwire, decord": patchwire(clip, "decord", config),

@@ -24,10 +24,9 @@ import numpy as np
 import torch
 
 from benchmarks.measure import print_record, print_table
+from benchmarks.plans import plan_clips
 from pipeline.config import Config, DecodeConfig
 from pipeline.errors import MediaError
-from pipeline.flow.local import LocalRunner
-from pipeline.flow.run import plan_only
 from pipeline.media.frames import open_frames
 from pipeline.media.grid import row_bytes
 from pipeline.media.location import open_binary
@@ -40,13 +39,6 @@ from pipeline.request.build import clip_job
 _DEADLINE_SECONDS = 1.0
 _PAGE_BYTES = 4096
 _WAYS = ("in this process", "sandbox")
-
-
-def plan_clips(media: Sequence[str], config: Config) -> list[Clip]:
-    """Every clip of the media, as a run would plan them."""
-    with LocalRunner(config) as runner:
-        plan, _ = plan_only(media, config, runner)
-    return [clip for request in plan.requests for clip in request.clips]
 
 
 def num_bytes(clip: Clip) -> int:

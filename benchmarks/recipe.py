@@ -25,13 +25,12 @@ from ray.data import ActorPoolStrategy
 from benchmarks.decode import decord_patches
 from benchmarks.encoder import peer_tower, peer_vector
 from benchmarks.measure import print_record, print_table
+from benchmarks.plans import plan_clips
 from pipeline import embed
 from pipeline.checkpoint import resolve_model
 from pipeline.config import Config, load_config
 from pipeline.encoder.weights import load_tower
 from pipeline.flow.cluster import RayRunner
-from pipeline.flow.local import LocalRunner
-from pipeline.flow.run import plan_only
 from pipeline.plan.schema import Clip
 from pipeline.stages.encode import encode_device, encode_dtype
 
@@ -100,9 +99,7 @@ def main() -> None:
     config = load_config(None, arguments.settings, arguments.model)
     with tempfile.TemporaryDirectory() as folder:
         paths = copies_of(arguments.videos, arguments.copies, Path(folder))
-        with LocalRunner(config) as runner:
-            plan, _ = plan_only(paths, config, runner)
-        clips = [clip for request in plan.requests for clip in request.clips]
+        clips = plan_clips(paths, config)
         with RayRunner(config):
             ours = embed(paths, f"{folder}/OUT", config=config, runner="ray")
             theirs = recipe_seconds(clips, arguments.model, config)

@@ -38,6 +38,15 @@ class SourcesConfig(Section):
         default=False,
         description="Follow links, and relative manifest paths, that leave the folder they were found in.",
     )
+    shard_sources: int = Field(
+        default=32_768,
+        gt=0,
+        description="Sources planned at a time; what they become is held in memory (about 100 MB for images) and done "
+        "before more headers are read. Equal files are looked for among them.",
+    )
+    shard_bytes: int = Field(
+        default=256 << 30, gt=0, description="Bytes of the sources planned at a time: long videos become many clips."
+    )
 
 
 class ClipsConfig(Section):
@@ -193,7 +202,14 @@ class OutputConfig(Section):
 class RayConfig(Section):
     """How much of a cluster is used. None means: all of it."""
 
-    decode_workers: int | None = _positive_or_none(description="Decode actors, one core each.")
+    decode_workers: int | None = _positive_or_none(
+        description="Decode actors at most. None: one less than the cores that the cluster has at the start."
+    )
+    decode_cores: float | None = _positive_or_none(
+        le=64,
+        description="Cores that a decode actor reserves. None: one, or less where there are fewer cores than workers. "
+        "Set it where a cluster adds nodes to a run: then actors that find no room ask for some.",
+    )
     encode_workers: int | None = _positive_or_none(description="Encode actors, one GPU each.")
     num_cpus: int | None = _positive_or_none(description="Cores of a Ray that is started here.")
     object_store_bytes: int | None = _positive_or_none(

@@ -6,6 +6,7 @@ Exit codes: 0 all embedded; 3 finished with error rows; 1 failed; 2 wrong usage.
 import dataclasses
 import json
 import sys
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,8 @@ from pipeline.cli import render
 from pipeline.cli.stopping import stoppable
 from pipeline.config import Config, load_config
 from pipeline.errors import MediaError, PatchwireError, UsageError
+from pipeline.plan.planner import Plan
+from pipeline.plan.schema import Failure
 
 app = typer.Typer(
     add_completion=False,
@@ -155,19 +158,34 @@ def plan(
     runner: Runner = RunnerChoice.LOCAL,
     address: Address = None,
     as_json: AsJson = False,
+    cores: Annotated[int | None, typer.Option(min=1, help="Cores to predict for; else this machine's.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs to predict for; else this machine's.")] = None,
+    rates: Annotated[str | None, typer.Option(help="Predict at the speed of this output's last run.")] = None,
 ) -> None:
-    """Say what a run would do and cost, from headers alone."""
+    """Say what a run would do, cost and take, from headers alone."""
+    from pipeline.flow.forecast import machine, rates_for
     from pipeline.flow.run import make_runner, plan_only
+    from pipeline.plan.prediction import predict
     from pipeline.plan.summary import summarize
 
     wanted = _config(config, settings, model)
+    failures: list[Failure] = []
+
+    def noting(shards: Iterator[Plan]) -> Iterator[Plan]:
+        for shard in shards:
+            failures.extend(shard.failures)
+            yield shard
+
     with make_runner(runner.value, wanted, address) as working:
-        made, checkpoint = plan_only(sources, wanted, working)
-    found = summarize(made, checkpoint.vision)
+        shards, checkpoint = plan_only(sources, wanted, working)
+        cluster, speed = machine(wanted, cores, gpus), rates_for(checkpoint.vision, rates)
+        found = summarize(noting(shards), checkpoint.vision)
+    prediction = predict(found.work, cluster, speed)
     if as_json:
-        _print_json(dataclasses.asdict(found))
+        _print_json({**dataclasses.asdict(found), "prediction": dataclasses.asdict(prediction)})
     else:
-        render.plan(found, made.failures)
+        render.plan(found, failures)
+        render.prediction(prediction, cluster, speed.origin)
 
 
 @app.command()

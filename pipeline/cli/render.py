@@ -10,6 +10,7 @@ from rich.table import Table
 from pipeline.cli.checks import Check
 from pipeline.flow.progress import format_seconds
 from pipeline.flow.run import RunSummary
+from pipeline.plan.prediction import DECODE, DRIVER, ENCODE, HEADERS, START, Cluster, Prediction
 from pipeline.plan.schema import Failure
 from pipeline.plan.summary import PlanSummary
 from pipeline.sink.compact import MANIFEST, TABLE, Manifest
@@ -88,6 +89,40 @@ def plan(found: PlanSummary, failures: Sequence[Failure]) -> None:
         console.print(_plain(f"{failure.code}: {failure.message}"))
     if len(failures) > _MAX_FAILURES:
         console.print(f"and {len(failures) - _MAX_FAILURES} more errors")
+
+
+def prediction(found: Prediction, cluster: Cluster, origin: str) -> None:
+    """One sentence, then each stage's own time, then what the numbers rest on."""
+    console = _console()
+    console.print(_plain(prediction_sentence(found, cluster)))
+    stages = {
+        START: found.start_seconds,
+        HEADERS: found.headers_seconds,
+        DECODE: found.decode_seconds,
+        ENCODE: found.encode_seconds,
+        DRIVER: found.driver_seconds,
+    }
+    console.print(
+        ", ".join(f"{name} {format_seconds(seconds)}" for name, seconds in stages.items())
+        + f"; {found.core_hours:.3g} core-hours, {found.gpu_hours:.3g} GPU-hours"
+    )
+    console.print(_plain(f"rates: {origin}"))
+
+
+def prediction_sentence(found: Prediction, cluster: Cluster) -> str:
+    """How long, on what, what limits it, and what would help."""
+    machines = [_count(cluster.num_gpus, "GPU")] if cluster.num_gpus else []
+    where = " and ".join([*machines, _count(cluster.num_cores, "core")])
+    sentence = f"about {format_seconds(found.seconds)} on {where}; {found.bottleneck}-bound"
+    if found.helped_seconds is None:
+        advice = {DRIVER: "; larger requests help: --set request.max_patches=..."}
+        return sentence + advice.get(found.bottleneck, "")
+    more = _count(found.help_cores, "core") if found.help_cores else _count(found.help_gpus or 0, "GPU")
+    return f"{sentence}; add {more}: {format_seconds(found.helped_seconds)}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def error_groups(groups: Sequence[ErrorGroup], output: str) -> None:

@@ -15,7 +15,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -36,7 +36,7 @@ from pipeline.errors import PatchwireError, RunError, UsageError
 from pipeline.flow.address import require_answer
 from pipeline.flow.runner import Capacity, Job
 from pipeline.plan.probe import ProbeResult, items_table, results_of
-from pipeline.plan.schema import RequestPlan, plan_table
+from pipeline.plan.schema import RequestPlan, packed_request
 from pipeline.sink.output import Kind
 from pipeline.sink.receipt import Receipt, receipts_of
 from pipeline.sources.listing import SourceItem
@@ -46,6 +46,7 @@ _SOURCES_PER_BLOCK = 32
 _CPU_ENCODER_CORES = 0.5
 _WRITER_CORES = 0.05
 _VIDEO_ROW_BYTES = 1536
+_REQUESTS_PER_ENCODER = 8192
 _CALLS_PER_GPU_ACTOR = 2  # one request is encoded while the next one is copied
 
 
@@ -99,15 +100,19 @@ class RayRunner:
         for table in _tables(dataset):
             yield from results_of(table)
 
-    def run(self, requests: Sequence[RequestPlan], job: Job) -> Generator[Receipt]:
-        """Stream requests through the pools; a receipt for each as it has been written."""
-        for table in _tables(self._pipeline(requests, job)):
-            yield from receipts_of(table)
+    def run(self, waves: Iterable[Sequence[RequestPlan]], job: Job) -> Generator[Receipt]:
+        """Stream requests through the pools; a receipt for each as it has been written.
+
+        Cost: the pools start anew with every wave, which takes seconds; the driver holds a wave's plan rows.
+        """
+        for wave in waves:
+            for start in range(0, len(wave), self._most_requests):
+                for table in _tables(self._pipeline(wave[start : start + self._most_requests], job)):
+                    yield from receipts_of(table)
 
     def _pipeline(self, requests: Sequence[RequestPlan], job: Job) -> Dataset:
         one_row: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": 1}
-        plan = plan_table(requests)
-        blocks = [plan.slice(row, 1) for row in range(plan.num_rows)]
+        blocks = [packed_request(request) for request in requests]
         decoders: dict[str, Any] = {
             "num_cpus": self._cores_per_decoder,
             "compute": ActorPoolStrategy(min_size=1, max_size=min(self._decode_workers, len(blocks))),
@@ -176,12 +181,19 @@ class RayRunner:
         return self._config.ray.decode_workers or max(1, int(self._cores) - 1)
 
     @property
+    def _most_requests(self) -> int:
+        """Requests of one pass through the pools: minutes of work for each encoder, little memory for the driver."""
+        return _REQUESTS_PER_ENCODER * self._encode_workers
+
+    @property
     def _cores_per_decoder(self) -> float:
-        """One core each, or less where the config asks for more workers than there are cores.
+        """As configured, or one core each, or less where the config asks for more workers than there are cores.
 
         On several nodes they reserve half of that: the workers of a lost node are started again on the others, and
         what they were doing waits for them until there is room.
         """
+        if self._config.ray.decode_cores is not None:
+            return self._config.ray.decode_cores
         left = self._cores - _WRITER_CORES - (0 if self._on_gpu else _CPU_ENCODER_CORES * self._encode_workers)
         share = min(1.0, left / self._decode_workers)
         return max(0.01, share / 2 if self._num_nodes > 1 else share)

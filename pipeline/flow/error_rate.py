@@ -7,7 +7,6 @@ not stop it for what failed before. What is finished stays, and so do its error 
 from pipeline.config import ErrorsConfig
 from pipeline.errors import RunError
 from pipeline.flow.progress import Progress
-from pipeline.plan.planner import Plan
 from pipeline.sink.errors_report import group_errors
 from pipeline.sink.output import OutputFolder
 
@@ -19,9 +18,9 @@ class ErrorRate:
         self._config = config
         self._folder = folder
 
-    def check_plan(self, plan: Plan) -> None:
-        """Raise RunError where too many sources could not be planned; the plan has been written."""
-        self._check(len({failure.source_uri for failure in plan.failures}), len(plan.sources), "sources")
+    def check_sources(self, num_failed: int, num_total: int) -> None:
+        """Raise RunError where too many sources could not be planned; the plan so far has been written."""
+        self._check(num_failed, num_total, "sources")
 
     def check_clips(self, progress: Progress) -> None:
         """Raise RunError where too many of the clips of this run failed."""

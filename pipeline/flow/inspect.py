@@ -77,13 +77,14 @@ def inspect_media(source: str, config: Config) -> Iterator[InspectedClip]:
 
 def inspect_with(runner: LocalRunner, source: str, config: Config) -> Iterator[InspectedClip]:
     """As `inspect_media`, in a decoder process that is there already."""
-    plan, _ = plan_only([source], config, runner)
-    _raise_first(plan.failures)
+    plans, _ = plan_only([source], config, runner)
     decode = Decode(config, runner.sandbox)
-    for clip in sorted((clip for request in plan.requests for clip in request.clips), key=_place):
-        request = unwrap_request(decode(plan_table([RequestPlan.of([clip])])))
-        _raise_first(request.meta.failures)
-        yield InspectedClip(clip=clip, decoder=request.meta.decoders[0], patch_rows=_full_rows(request))
+    for plan in plans:
+        _raise_first(plan.failures)
+        for clip in sorted((clip for request in plan.requests for clip in request.clips), key=_place):
+            request = unwrap_request(decode(plan_table([RequestPlan.of([clip])])))
+            _raise_first(request.meta.failures)
+            yield InspectedClip(clip=clip, decoder=request.meta.decoders[0], patch_rows=_full_rows(request))
 
 
 def _place(clip: Clip) -> tuple[str, int]:

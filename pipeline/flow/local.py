@@ -1,6 +1,7 @@
 """The whole way in one screen: every stage, one after the other, in this process and without Ray."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from itertools import chain
 from types import TracebackType
 from typing import Self
 
@@ -44,11 +45,15 @@ class LocalRunner:
         for item in items:
             yield from results_of(probe(items_table([item])))
 
-    def run(self, requests: Sequence[RequestPlan], job: Job) -> Generator[Receipt]:
+    def run(self, waves: Iterable[Sequence[RequestPlan]], job: Job) -> Generator[Receipt]:
         """Take each request the whole way before the next one begins."""
+        requests = chain.from_iterable(waves)
+        first = next(requests, None)
+        if first is None:
+            return
         make = Decode(job.config, self.sandbox) if job.prepared_uri is None else Load(job.prepared_uri)
         finish = Store(job.target) if job.makes is Kind.REQUESTS else _encode_and_write(job)
-        for request in requests:
+        for request in chain([first], requests):
             yield from receipts_of(finish(make(plan_table([request]))))
 
 

@@ -22,7 +22,7 @@ from pipeline.checkpoint import resolve_model
 from pipeline.config import Config
 from pipeline.digest import digest_bytes, digest_values
 from pipeline.errors import OutputError, RequestError
-from pipeline.flow.plan_store import write_plan
+from pipeline.flow.plan_store import PLAN_STEM, write_plan
 from pipeline.flow.run import identity_of
 from pipeline.flow.summary import utc_now
 from pipeline.media.container import MediaType
@@ -93,7 +93,7 @@ def store_precomputed(
         write_run_record(folder, record)
         requests = tuple(_stored(folder, clips, settings.request.max_patches))
         plan = Plan(requests=requests, sources=_sources(requests), failures=())
-        write_plan(folder, plan, errors_schema(model=identity, config_hash=config_hash))
+        write_plan(folder, PLAN_STEM, plan, errors_schema(model=identity, config_hash=config_hash))
         write_run_record(folder, replace(record, finished_at=utc_now(), counts={"requests": len(requests)}))
     return len(requests)
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from pipeline.config import Config, override_config
 from pipeline.errors import OutputError, UsageError
-from pipeline.flow.plan_store import read_plan
-from pipeline.plan.planner import Plan
+from pipeline.flow.plan_store import plan_stems, planned_requests
 from pipeline.sink.output import RUN_RECORD, Kind, OutputFolder
 from pipeline.sink.run_record import read_run_record, require_run_record
 from pipeline.sources.items import has_scheme
@@ -57,29 +56,27 @@ def prepared_config(folder: OutputFolder, overrides: Sequence[str] = ()) -> Conf
     return override_config(stored, overrides)
 
 
-def prepared_plan(folder: OutputFolder) -> Plan:
-    """The plan of a folder all of whose requests are there. Raises: OutputError that counts those that are not."""
-    if not folder.fragments(Kind.SOURCES):
+def check_whole(folder: OutputFolder) -> None:
+    """Refuse a folder that has no plan, or not all of its requests. Raises: OutputError that counts those missing."""
+    if not plan_stems(folder):
         raise OutputError(f"prepared {folder.uri!r}: it has no plan yet; run `patchwire prepare` again")
-    plan = read_plan(folder)
-    stored = set(folder.fragments(Kind.REQUESTS))
-    missing = [request.request_id for request in plan.requests if request.request_id not in stored]
+    planned, stored = list(planned_requests(folder)), set(folder.fragments(Kind.REQUESTS))
+    missing = [request_id for request_id in planned if request_id not in stored]
     if missing:
         raise OutputError(
-            f"prepared {folder.uri!r}: {len(missing)} of {len(plan.requests)} requests are missing "
+            f"prepared {folder.uri!r}: {len(missing)} of {len(planned)} requests are missing "
             f"({', '.join(missing[:_NAMED])}{', ...' if len(missing) > _NAMED else ''}); run `patchwire prepare` again"
         )
-    return plan
 
 
-def check_extends(known: Plan, prepared: Plan, folder: OutputFolder) -> None:
+def check_extends(output: OutputFolder, prepared: OutputFolder) -> None:
     """Refuse an output that holds other requests: packed otherwise, the same clips would come twice.
 
     Raises: OutputError.
     """
-    others = {request.request_id for request in known.requests} - {request.request_id for request in prepared.requests}
+    others = set(planned_requests(output)).difference(planned_requests(prepared))
     if others:
         raise OutputError(
-            f"the output holds {len(others)} requests that {folder.uri!r} does not; "
+            f"the output holds {len(others)} requests that {prepared.uri!r} does not; "
             "name another --out for what was prepared"
         )

@@ -7,7 +7,8 @@ if neither is past one half, what limits it lies outside them: start-up, schedul
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self
@@ -17,6 +18,7 @@ from rich.live import Live
 from rich.text import Text
 
 from pipeline.flow.runner import Capacity
+from pipeline.plan.schema import RequestPlan
 from pipeline.sink.receipt import Receipt
 
 _PLAIN_EVERY_SECONDS = 5.0
@@ -25,13 +27,14 @@ _BUSY_ENOUGH = 0.5
 
 @dataclass(slots=True)
 class Progress:
-    """Running totals of a run."""
+    """Running totals of a run. What is to do grows as the plan does, and planning is no part of the stages' time."""
 
-    num_requests: int
-    num_clips: int
     capacity: Capacity
-    failures_at_start: int
     clock: Callable[[], float] = time.monotonic
+    num_requests: int = 0
+    num_clips: int = 0
+    failures_at_start: int = 0
+    planning_seconds: float = 0.0
     started: float = field(init=False)
     done_requests: int = 0
     done_clips: int = 0
@@ -49,6 +52,22 @@ class Progress:
 
     def __post_init__(self) -> None:
         self.started = self.clock()
+
+    @contextmanager
+    def planning(self) -> Iterator[None]:
+        """Measure the time inside as planning."""
+        began = self.clock()
+        try:
+            yield
+        finally:
+            self.planning_seconds += self.clock() - began
+
+    def expect(self, requests: Iterable[RequestPlan], num_failures: int) -> None:
+        """Count requests that are to do, and sources that could not be planned."""
+        for request in requests:
+            self.num_requests += 1
+            self.num_clips += sum(len(clip.clip_ids) for clip in request.clips)
+        self.failures_at_start += num_failures
 
     def add(self, receipt: Receipt) -> None:
         """Count one written request."""
@@ -68,8 +87,8 @@ class Progress:
 
     @property
     def elapsed_seconds(self) -> float:
-        """Wall seconds since the first request was handed out."""
-        return max(self.clock() - self.started, 1e-9)
+        """Wall seconds so far, without those that planning took."""
+        return max(self.clock() - self.started - self.planning_seconds, 1e-9)
 
     @property
     def decode_busy(self) -> float:
@@ -110,13 +129,15 @@ class Progress:
 
 
 def format_seconds(seconds: float) -> str:
-    """Seconds as 42s, 3m05s or 2h07m."""
+    """Seconds as 42s, 3m05s, 2h07m or 3.1 days."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    if whole < 48 * 3600:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{seconds / 86_400:.1f} days"
 
 
 class Display(Protocol):

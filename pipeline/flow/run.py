@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
@@ -13,15 +13,21 @@ from pipeline.config import Config, override_config
 from pipeline.digest import digest_values
 from pipeline.errors import UsageError
 from pipeline.flow.error_rate import ErrorRate
+from pipeline.flow.forecast import measured_rates
 from pipeline.flow.plan_store import (
+    Missing,
     announce_retry,
     announced_retry,
+    assign,
+    drop_unfinished,
     end_retry,
-    missing_requests,
+    plan_stems,
+    planned_requests,
     read_plan,
     write_plan,
 )
-from pipeline.flow.prepared import check_extends, find_prepared, prepared_config, prepared_plan
+from pipeline.flow.planned import Planned
+from pipeline.flow.prepared import check_extends, check_whole, find_prepared, prepared_config
 from pipeline.flow.progress import Display, Progress, QuietDisplay
 from pipeline.flow.runner import Job, Runner
 from pipeline.flow.summary import RunSummary, finished_record, utc_now
@@ -29,9 +35,10 @@ from pipeline.media.attempts import Attempts
 from pipeline.media.inside import container_of
 from pipeline.media.location import path_uri
 from pipeline.plan.clips import Recipe
-from pipeline.plan.planner import EMPTY_PLAN, Plan, make_plan
+from pipeline.plan.planner import EMPTY_PLAN, Plan, Prober, make_plan
 from pipeline.plan.retry import failed_media
 from pipeline.plan.schema import RequestPlan
+from pipeline.plan.shards import ShardLimits, cut
 from pipeline.sink.atomic import remove_stale_temporaries
 from pipeline.sink.compact import compact_output
 from pipeline.sink.embeddings import RowSettings
@@ -212,15 +219,23 @@ def make_runner(
     return RayRunner(config, address, attempts_uri)
 
 
-def plan_only(specs: Sequence[str], config: Config, runner: Runner) -> tuple[Plan, Checkpoint]:
-    """Plan without an output: what `patchwire plan` and `inspect` show.
+def plan_only(specs: Sequence[str], config: Config, runner: Runner) -> tuple[Iterator[Plan], Checkpoint]:
+    """Plan without an output, shard by shard: what `patchwire plan` and `inspect` show.
 
     Without a model, the default one's recipe is used, which needs no files.
     """
     checkpoint = official_checkpoint() if config.model is None else resolve_model(config.model)
     recipe = Recipe(preprocessing=checkpoint.preprocessing, config=config)
     listing = list_sources(specs, config.sources)
-    return make_plan(listing, EMPTY_PLAN, lambda items: runner.probe(items, config), recipe), checkpoint
+    return plan_in_shards(listing, lambda items: runner.probe(items, config), recipe), checkpoint
+
+
+def plan_in_shards(listing: Listing, probe: Prober, recipe: Recipe) -> Iterator[Plan]:
+    """The plan that an empty output would get, a shard at a time; at least one, which may be empty."""
+    shards = iter(cut(listing.items, ShardLimits.of(recipe.config.sources)))
+    yield make_plan(Listing(items=next(shards, ()), failures=listing.failures), EMPTY_PLAN, probe, recipe)
+    for items in shards:
+        yield make_plan(Listing(items=items, failures=()), EMPTY_PLAN, probe, recipe)
 
 
 class OpenRun:
@@ -253,6 +268,7 @@ class OpenRun:
             if existing is not None:
                 check_same_run(existing, result_config=self._config.result_values, model=self._model)
             remove_stale_temporaries(self._folder)
+            drop_unfinished(self._folder)
             if existing is None:
                 write_run_record(self._folder, self._record())
             stack.pop_all()
@@ -265,76 +281,95 @@ class OpenRun:
 
     def embed_prepared(self, prepared: OutputFolder, runner: Runner) -> RunSummary:
         """Take over the plan of prepared requests, and encode those that are missing here."""
-        started = time.monotonic()
-        known, plan = read_plan(self._folder), prepared_plan(prepared)
-        check_extends(known, plan, prepared)
+        check_whole(prepared)
+        check_extends(self._folder, prepared)
         self._prepared = prepared
-        self._write_plan(plan, known)
-        return self._execute(plan, started, runner)
+        return self._execute((self._take_over(prepared, stem) for stem in plan_stems(prepared)), runner)
 
     def embed(self, listing: Listing, runner: Runner) -> RunSummary:
-        """Plan what is new, and do what is missing."""
-        started = time.monotonic()
+        """Plan what is new, shard by shard, and do what is missing of each before the next is planned."""
         self._display.note(f"sources: {len(listing.items) + len(listing.failures)} found, reading headers")
-        plan = self._extend(read_plan(self._folder), listing, runner)
-        self._rate.check_plan(plan)
-        return self._execute(plan, started, runner)
+        parts = assign(self._folder, listing, ShardLimits.of(self._config.sources))
+        return self._execute((self._extend(stem, part, runner) for stem, part in parts), runner)
 
     def retry(self, runner: Runner) -> RunSummary:
         """Do only what failed again: read the failed sources' headers, decode the failed clips."""
-        started = time.monotonic()
-        known = read_plan(self._folder)
-        listing, rest = failed_media(known, self._config.sources)
-        failed = set(self._folder.fragments(Kind.ERRORS)) & {request.request_id for request in known.requests}
-        self._display.note(
-            f"retry: {len(listing.items) + len(listing.failures)} sources, and failed clips of {len(failed)} requests"
-        )
+        failed = set(self._folder.fragments(Kind.ERRORS)).intersection(planned_requests(self._folder))
+        self._display.note(f"retry: failed clips of {len(failed)} requests, and the sources that failed")
         announce_retry(self._folder, failed | announced_retry(self._folder))
-        plan = self._extend(rest, listing, runner, known)
-        return self._execute(plan, started, runner)
+        return self._execute((self._retry_sources(stem, runner) for stem in plan_stems(self._folder)), runner)
 
-    def _extend(self, known: Plan, listing: Listing, runner: Runner, written: Plan | None = None) -> Plan:
+    def _take_over(self, prepared: OutputFolder, stem: str) -> Plan:
+        plan = read_plan(prepared, stem)
+        self._write_plan(stem, plan, read_plan(self._folder, stem))
+        return plan
+
+    def _extend(self, stem: str, listing: Listing, runner: Runner) -> Plan:
+        known = read_plan(self._folder, stem)
+        return self._plan(stem, known, known, listing, runner)
+
+    def _retry_sources(self, stem: str, runner: Runner) -> Plan:
+        written = read_plan(self._folder, stem)
+        listing, rest = failed_media(written, self._config.sources)
+        return self._plan(stem, written, rest, listing, runner)
+
+    def _plan(self, stem: str, written: Plan, known: Plan, listing: Listing, runner: Runner) -> Plan:
         """Plan what the listing holds and `known` does not, and write it down where it differs from `written`."""
         recipe = Recipe(preprocessing=self._checkpoint.preprocessing, config=self._config)
         plan = make_plan(listing, known, lambda items: runner.probe(items, self._config), recipe)
-        self._write_plan(plan, written or known)
+        self._write_plan(stem, plan, written)
         return plan
 
-    def _write_plan(self, plan: Plan, written: Plan) -> None:
+    def _write_plan(self, stem: str, plan: Plan, written: Plan) -> None:
         self._lease.check()
         if plan != written:
-            write_plan(self._folder, plan, errors_schema(model=self._model, config_hash=self._config_hash))
+            schema = errors_schema(model=self._model, config_hash=self._config_hash)
+            write_plan(self._folder, stem, plan, schema)
 
-    def _execute(self, plan: Plan, started: float, runner: Runner) -> RunSummary:
-        """Run what is missing, and leave `run.json` and a summary."""
+    def _execute(self, plans: Iterable[Plan], runner: Runner) -> RunSummary:
+        """Run what is missing of each shard, and leave `run.json` and a summary."""
+        started = time.monotonic()
         if self._model.random_weights and self._makes is Kind.EMBEDDINGS:
             self._display.note(f"model {self._model.model_id}: seeded random weights; the vectors mean nothing")
-        planned_seconds = time.monotonic() - started
-        missing = missing_requests(self._folder, plan.requests, self._makes)
-        if self._prepared is not None:  # stored requests are whole: what a retry began is done with all of its clips
-            ids = {request.request_id for request in missing}
-            missing = [request for request in plan.requests if request.request_id in ids]
-        progress = self._progress(plan, missing, runner)
-        self._display.note(
-            f"plan: {len(plan.sources)} sources, {plan.num_clip_rows} clips in {len(plan.requests)} requests, "
-            f"{len(missing)} of them to do"
-        )
-        if missing:
-            self._run_missing(missing, progress, runner)
-        self._lease.check()
-        end_retry(self._folder)
-        self._commit_table()
-        summary = self._summary(plan, progress, time.monotonic() - started)
-        write_run_record(self._folder, finished_record(self._record(), summary, progress, planned_seconds))
-        return summary
-
-    def _run_missing(self, missing: Sequence[RequestPlan], progress: Progress, runner: Runner) -> None:
-        with closing(runner.run(missing, self._job())) as receipts:
+        progress = Progress(capacity=runner.capacity)
+        planned = Planned()
+        with closing(runner.run(self._waves(plans, planned, progress), self._job())) as receipts:
             for receipt in receipts:
                 progress.add(receipt)
                 self._display.update(progress)
                 self._lease.check()
                 self._rate.check_clips(progress)
+        self._lease.check()
+        end_retry(self._folder)
+        self._commit_table()
+        summary = self._summary(planned, progress, time.monotonic() - started)
+        rates = measured_rates(planned.work, progress, self._checkpoint.vision, self._config)
+        write_run_record(self._folder, finished_record(self._record(), summary, progress, rates))
+        return summary
+
+    def _waves(self, plans: Iterable[Plan], planned: Planned, progress: Progress) -> Iterator[list[RequestPlan]]:
+        """What is to do of each shard, as the runner comes to ask for it; that is when it is planned."""
+        todo = Missing(self._folder, self._makes)
+        waiting = iter(plans)
+        while True:
+            with progress.planning():
+                plan = next(waiting, None)
+                if plan is None:
+                    return
+                missing = todo.of(plan.requests)
+                if self._prepared is not None:  # stored requests are whole: what a retry began is done with all clips
+                    ids = {request.request_id for request in missing}
+                    missing = [request for request in plan.requests if request.request_id in ids]
+                planned.add(plan, missing, self._checkpoint.vision)
+                progress.expect(missing, num_failures=len(plan.failures))
+                self._display.note(
+                    f"plan: {planned.num_sources} sources, {planned.num_clip_rows} clips in {planned.num_requests} "
+                    f"requests, {progress.num_requests} of them to do"
+                )
+                self._rate.check_sources(planned.num_failed_sources, planned.num_sources)
+                del plan  # a shard's clips are kept as long as they are being worked on
+            if missing:
+                yield missing
 
     def _commit_table(self) -> None:
         """Bring the compacted table up to date, where one is asked for; killed before its end, the next run does it."""
@@ -361,20 +396,12 @@ class OpenRun:
             makes=self._makes,
         )
 
-    def _progress(self, plan: Plan, missing: Sequence[RequestPlan], runner: Runner) -> Progress:
-        return Progress(
-            num_requests=len(missing),
-            num_clips=sum(len(clip.clip_ids) for request in missing for clip in request.clips),
-            capacity=runner.capacity,
-            failures_at_start=len(plan.failures),
-        )
-
-    def _summary(self, plan: Plan, progress: Progress, elapsed_seconds: float) -> RunSummary:
+    def _summary(self, planned: Planned, progress: Progress, elapsed_seconds: float) -> RunSummary:
         return RunSummary(
             output=self._folder.uri,
-            num_sources=len(plan.sources),
-            num_clips=plan.num_clip_rows,
-            num_clips_done_before=plan.num_clip_rows - progress.num_clips,
+            num_sources=planned.num_sources,
+            num_clips=planned.num_clip_rows,
+            num_clips_done_before=planned.num_clip_rows - progress.num_clips,
             num_errors=self._count_errors(),
             num_new_rows=progress.rows,
             num_device_copies=progress.device_copies,

@@ -1,6 +1,6 @@
 """What a runner is: a way to call the stages. `local` is a serial loop, `cluster` is Ray Data."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
@@ -53,9 +53,10 @@ class Runner(Protocol):
         """Read headers, results in any order."""
         ...
 
-    def run(self, requests: Sequence[RequestPlan], job: Job) -> Generator[Receipt]:
+    def run(self, waves: Iterable[Sequence[RequestPlan]], job: Job) -> Generator[Receipt]:
         """Decode or load requests, then encode and write them or store them; a receipt for each, in any order.
 
-        Closing the generator ends the work that is under way.
+        A wave is asked for when the one before it is done; without any, no worker is started. Closing the generator
+        ends the work that is under way.
         """
         ...

@@ -1,5 +1,6 @@
 """How a run ended, for its caller and for `run.json`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -33,8 +34,13 @@ class RunSummary:
         return 3 if self.num_errors else 0
 
 
-def finished_record(record: RunRecord, summary: RunSummary, progress: Progress, planned_seconds: float) -> RunRecord:
-    """Add to the record of a run's start how it went."""
+def finished_record(
+    record: RunRecord,
+    summary: RunSummary,
+    progress: Progress,
+    rates: Mapping[str, float],
+) -> RunRecord:
+    """Add to the record of a run's start how it went, and how fast."""
     return replace(
         record,
         finished_at=utc_now(),
@@ -53,13 +59,14 @@ def finished_record(record: RunRecord, summary: RunSummary, progress: Progress, 
         },
         timings_seconds={
             "elapsed": summary.elapsed_seconds,
-            "plan": planned_seconds,
+            "plan": progress.planning_seconds,
             "decode": progress.decode_seconds,
             "encode": progress.encode_seconds,
             "encoder_start": progress.start_seconds,
             "write": progress.write_seconds,
             "video": summary.video_seconds,
         },
+        rates=dict(rates),
     )
 
 

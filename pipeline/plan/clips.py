@@ -185,6 +185,7 @@ def _clip(
         resized_width=size.width,
         grid_thw=(grid_t, size.height // patch, size.width // patch),
         byte_ranges=() if item.byte_range is None else (item.byte_range,),
+        codec=info.codec,
     )
 
 

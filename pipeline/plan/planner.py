@@ -6,7 +6,7 @@ with a new `source_id`, planned beside the old rows.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -14,7 +14,7 @@ from pipeline.errors import MediaError, Stage
 from pipeline.plan.clips import Recipe, plan_clips
 from pipeline.plan.packing import pack
 from pipeline.plan.probe import ProbeResult
-from pipeline.plan.schema import SOURCES_SCHEMA, Clip, Failure, RequestPlan, SourceRecord
+from pipeline.plan.schema import SOURCES_SCHEMA, Clip, Failure, RequestPlan, SourceRecord, flat_values
 from pipeline.sources.listing import Listing, SourceItem
 
 Prober = Callable[[Sequence[SourceItem]], Iterable[ProbeResult]]
@@ -176,7 +176,7 @@ def _unlistable_sources(listing: Listing) -> list[SourceRecord]:
 
 def sources_table(sources: Iterable[SourceRecord]) -> pa.Table:
     """Sources in Arrow, one row each, in SOURCES_SCHEMA."""
-    return pa.Table.from_pylist([asdict(record) for record in sources], schema=SOURCES_SCHEMA)
+    return pa.Table.from_pylist([flat_values(record) for record in sources], schema=SOURCES_SCHEMA)
 
 
 def sources_of(table: pa.Table) -> tuple[SourceRecord, ...]:

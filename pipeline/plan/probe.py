@@ -4,7 +4,7 @@ A result crosses process borders as one Arrow row, so that probing runs as Ray D
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +13,7 @@ from pipeline.errors import ErrorCode, MediaError, Stage
 from pipeline.media.byte_range import ByteRange
 from pipeline.media.container import MediaInfo, MediaType
 from pipeline.media.sandbox import Sandbox
-from pipeline.plan.schema import BYTE_RANGE_TYPE
+from pipeline.plan.schema import BYTE_RANGE_TYPE, flat_values, place_values
 from pipeline.sources.content_id import content_id
 from pipeline.sources.listing import SourceItem
 
@@ -77,12 +77,16 @@ def probe_source(item: SourceItem, sandbox: Sandbox, *, with_times: bool) -> Pro
 
 def items_table(items: Iterable[SourceItem]) -> pa.Table:
     """Sources in Arrow, one row each, in ITEM_SCHEMA."""
-    return pa.Table.from_pylist([asdict(item) for item in items], schema=ITEM_SCHEMA)
+    return pa.Table.from_pylist([_item_values(item) for item in items], schema=ITEM_SCHEMA)
 
 
 def items_of(table: pa.Table) -> list[SourceItem]:
     """The rows of `items_table` as values."""
     return [_item(row) for row in table.to_pylist()]
+
+
+def _item_values(item: SourceItem) -> dict[str, Any]:
+    return {**flat_values(item), "byte_range": place_values(item.byte_range)}
 
 
 def _item(values: dict[str, Any]) -> SourceItem:
@@ -94,9 +98,9 @@ def results_table(results: Iterable[ProbeResult]) -> pa.Table:
     """Probe results in Arrow, one row each, in PROBE_SCHEMA."""
     rows = [
         {
-            **asdict(result.item),
+            **_item_values(result.item),
             "source_id": result.source_id,
-            "info": None if result.info is None else asdict(result.info),
+            "info": None if result.info is None else flat_values(result.info),
             "error_code": None if result.error is None else result.error.code,
             "error_message": None if result.error is None else result.error.message,
         }

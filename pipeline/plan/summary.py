@@ -1,11 +1,13 @@
 """What a plan will cost, told before anything is decoded."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipeline.checkpoint import VisionSpec
 from pipeline.media.grid import row_bytes
 from pipeline.plan.planner import Plan
+from pipeline.plan.work import NO_WORK, Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +24,10 @@ class ShapeCount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanSummary:
-    """Counts of a plan. `flops` counts a multiply-add twice; `device_bytes` is what the transfers carry."""
+    """Counts of a plan. `flops` counts a multiply-add twice; `device_bytes` is what the transfers carry.
+
+    `work` is the same plan in the units that a prediction needs.
+    """
 
     num_sources: int
     num_failures: int
@@ -35,37 +40,49 @@ class PlanSummary:
     device_bytes: int
     flops: int
     shapes: tuple[ShapeCount, ...]
+    work: Work
 
 
-def summarize(plan: Plan, vision: VisionSpec) -> PlanSummary:
-    """Add up a plan; shapes come largest first."""
-    clips = [clip for request in plan.requests for clip in request.clips]
-    totals: dict[tuple[str, int, int], Counter[str]] = {}
-    for request in plan.requests:
-        _, h, w = request.clips[0].grid_thw
-        counter = totals.setdefault((request.media_type, h, w), Counter())
-        counter.update(requests=1, clips=len(request.clips), patches=request.num_patches)
-    shapes = [
+def summarize(plans: Iterable[Plan], vision: VisionSpec) -> PlanSummary:
+    """Add up the shards of a plan; shapes come largest first. Cost: one pass, nothing but totals kept."""
+    totals: Counter[str] = Counter()
+    shapes: dict[tuple[str, int, int], Counter[str]] = {}
+    video_seconds, work = 0.0, NO_WORK
+    for plan in plans:
+        work += Work.of(plan.requests, plan.sources, vision)
+        totals.update(failures=len(plan.failures), rows=plan.num_clip_rows)
+        for request in plan.requests:
+            _, h, w = request.clips[0].grid_thw
+            shape = shapes.setdefault((str(request.media_type), h, w), Counter())
+            shape.update(requests=1, clips=len(request.clips), patches=request.num_patches)
+            totals.update(
+                frames=sum(len(clip.frame_indices) for clip in request.clips),
+                patches=request.num_patches,
+                bytes=request.num_patches * row_bytes(request.media_type),
+            )
+            video_seconds += sum(clip.video_seconds for clip in request.clips)
+    counts = [
         ShapeCount(
-            media_type=str(media_type),
+            media_type=media_type,
             grid_h=h,
             grid_w=w,
             num_requests=count["requests"],
             num_clips=count["clips"],
             num_patches=count["patches"],
         )
-        for (media_type, h, w), count in totals.items()
+        for (media_type, h, w), count in shapes.items()
     ]
     return PlanSummary(
-        num_sources=len(plan.sources),
-        num_failures=len(plan.failures),
-        num_requests=len(plan.requests),
-        num_clips=len(clips),
-        num_clip_rows=plan.num_clip_rows,
-        num_frames=sum(len(clip.frame_indices) for clip in clips),
-        num_patches=sum(clip.num_patches for clip in clips),
-        video_seconds=sum(clip.video_seconds for clip in clips),
-        device_bytes=sum(clip.num_patches * row_bytes(clip.media_type) for clip in clips),
-        flops=sum(vision.flops(request.num_patches, request.patches_per_frame) for request in plan.requests),
-        shapes=tuple(sorted(shapes, key=lambda shape: (-shape.num_patches, shape.media_type, shape.grid_h))),
+        num_sources=work.num_sources,
+        num_failures=totals["failures"],
+        num_requests=work.num_requests,
+        num_clips=work.num_clips,
+        num_clip_rows=totals["rows"],
+        num_frames=totals["frames"],
+        num_patches=totals["patches"],
+        video_seconds=video_seconds,
+        device_bytes=totals["bytes"],
+        flops=work.flops,
+        shapes=tuple(sorted(counts, key=lambda shape: (-shape.num_patches, shape.media_type, shape.grid_h))),
+        work=work,
     )

@@ -36,6 +36,7 @@ class RunRecord:
 
     `config` is everything that was set; `result_config` the part that decides the rows, which later runs must share.
     `makes` is what the folder is for: `embeddings`, or `requests` to be embedded elsewhere.
+    `rates` are what `patchwire plan --rates OUT` predicts with (`plan/rates.py`); empty where nothing was done.
     """
 
     started_at: str
@@ -49,6 +50,7 @@ class RunRecord:
     counts: Mapping[str, int] = field(default_factory=dict)
     timings_seconds: Mapping[str, float] = field(default_factory=dict)
     bottleneck: str | None = None
+    rates: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, text: str) -> Self:

@@ -8,8 +8,19 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import chart, encoder, isolation, overlap, pipeline, recipe, transfer
-from tests.media_factory import make_video
+from benchmarks import (
+    chart,
+    decode,
+    encoder,
+    growth,
+    isolation,
+    overlap,
+    pipeline,
+    prediction,
+    recipe,
+    transfer,
+)
+from tests.media_factory import make_image, make_video
 
 
 def run(
@@ -105,3 +116,41 @@ def test_every_request_comes_through_ray_once(
     results = run(pipeline.main, [*sizes, *settings], monkeypatch, capsys)["results"]
     assert [result["way"] for result in results] == ["stage alone", "through Ray"]
     assert results[1]["seconds"] > 0
+
+
+@pytest.mark.parametrize("kind", ["images", "videos"])
+def test_growth_counts_every_clip_and_measures_the_driver(
+    kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--counts", "3", "--workers", "1", "--runner", "local", "--kind", kind, "--shard-sources", "2"]
+    (result,) = run(growth.main, arguments, monkeypatch, capsys)["results"]
+    assert (result["clips"], result["errors"]) == (3, 0)
+    assert result["driver_megabytes"] > 10
+
+
+def test_simulated_headers_are_planned_in_shards(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--simulate-headers", "250", "--shard-sources", "100"]
+    (result,) = run(growth.main, arguments, monkeypatch, capsys)["results"]
+    assert (result["sources"], result["shards"]) == (250, 3)
+    assert result["peak_megabytes"] >= result["listing_megabytes"] > 10
+
+
+def test_the_parts_of_a_clip_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video, image = make_video(tmp_path / "v.mp4"), make_image(tmp_path / "i.jpg")
+    record = run(decode.main, ["--parts", "--repeats", "1", str(video), str(image)], monkeypatch, capsys)
+    assert [result["codec"] for result in record["results"]] == ["h264", "jpeg"]
+    assert all(sum(result["seconds"].values()) > 0 for result in record["results"])
+
+
+def test_a_prediction_stands_beside_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_video(tmp_path / "v.mp4")
+    arguments = [str(tmp_path), "--workers", "1", "--runner", "local"]
+    (result,) = run(prediction.main, arguments, monkeypatch, capsys)["results"]
+    assert (result["workers"], result["clips"], result["errors"]) == (1, 1, 0)
+    assert min(result[name] for name in ("predicted_seconds", "own_rates_seconds", "decode_cpu_seconds")) > 0

@@ -65,9 +65,26 @@ def test_plan_prints_counts_and_shapes_and_needs_no_model(media: Path) -> None:
     assert (planned["num_sources"], planned["num_clip_rows"], planned["num_failures"]) == (3, 2, 1)
     assert planned["num_patches"] == sum(shape["num_patches"] for shape in planned["shapes"])
     assert planned["flops"] > 0
-    as_text = patchwire("plan", media).stdout
+    assert planned["prediction"]["seconds"] > 0
+    as_text = patchwire("plan", media, "--cores", 96, "--gpus", 4).stdout
     assert "TFLOP" in as_text
     assert "unsupported_media" in as_text
+    assert "on 4 GPUs and 96 cores; " in as_text
+    assert "-bound" in as_text
+
+
+def test_plan_predicts_with_the_rates_of_an_earlier_run(
+    media: Path, done: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    out, _ = done
+    rates = json.loads((out / "run.json").read_text())["rates"]
+    assert rates.keys() == {"decode_pace", "core_flops_per_second"}
+    assert min(rates.values()) > 0
+    planned = patchwire("plan", media, "--model", "random:tiny", "--rates", out)
+    assert f"rates: core_flops_per_second, decode_pace by {out}" in planned.stdout
+    refused = patchwire("plan", media, "--rates", tmp_path)
+    assert refused.returncode == 1
+    assert "expected an output" in refused.stderr
 
 
 def test_inspect_shows_what_the_encoder_would_see(media: Path, tmp_path: Path) -> None:

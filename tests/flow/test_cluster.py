@@ -14,7 +14,7 @@ from pipeline.flow.cluster import RayRunner
 from pipeline.flow.runner import Job
 from pipeline.plan.clips import Recipe
 from pipeline.plan.planner import EMPTY_PLAN, make_plan
-from pipeline.plan.schema import plan_table
+from pipeline.plan.schema import packed_request
 from pipeline.request.table import unwrap_request
 from pipeline.sink.embeddings import RowSettings
 from pipeline.sink.output import OutputFolder
@@ -82,10 +82,9 @@ def test_a_request_reaches_its_consumer_inside_the_object_stores_mapping(corpus:
     listing = list_sources([str(corpus)], CONFIG.sources)
     with RayRunner(CONFIG) as runner:
         plan = make_plan(listing, EMPTY_PLAN, lambda items: runner.probe(items, CONFIG), recipe)
-    table = plan_table(plan.requests)
     DataContext.get_current().target_max_block_size = 1 << 20
     rows = (
-        ray.data.from_arrow([table.slice(row, 1) for row in range(table.num_rows)])
+        ray.data.from_arrow([packed_request(request) for request in plan.requests])
         .map_batches(
             DecodeActor,
             fn_constructor_args=(CONFIG,),
@@ -97,7 +96,7 @@ def test_a_request_reaches_its_consumer_inside_the_object_stores_mapping(corpus:
         .map_batches(WhereIsIt, batch_format="pyarrow", batch_size=1, concurrency=1, num_cpus=0.5)
         .take_all()
     )
-    assert len(rows) == table.num_rows
+    assert len(rows) == len(plan.requests)
     assert {row["rows"] for row in rows} == {1}
     # Ray carries objects up to 100 KiB inside the message, outside the store.
     stored = [row for row in rows if row["num_bytes"] > 200_000]
@@ -119,7 +118,7 @@ def test_an_error_in_an_actor_comes_out_as_itself(corpus: Path, tmp_path: Path) 
     listing = list_sources([str(corpus / "0.png")], CONFIG.sources)
     with RayRunner(CONFIG) as runner, pytest.raises(OutputError):
         plan = make_plan(listing, EMPTY_PLAN, lambda items: runner.probe(items, CONFIG), recipe)
-        list(runner.run(plan.requests, job))
+        list(runner.run([plan.requests], job))
 
 
 def test_weights_that_cannot_be_read_stop_the_run_with_their_own_error(corpus: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline import Config, embed
 from pipeline.errors import OutputBusyError, OutputError, OutputMismatchError, RunError
-from pipeline.flow.plan_store import RETRY, announce_retry, announced_retry, read_plan
+from pipeline.flow.plan_store import PLAN_STEM, RETRY, announce_retry, announced_retry, read_plan
 from pipeline.flow.run import RunSummary, retry
 from pipeline.sink.fragments import write_table
 from pipeline.sink.lease import Lease
@@ -174,7 +174,7 @@ def test_a_run_with_too_many_bad_sources_stops_before_the_encoder_and_can_go_on(
     with pytest.raises(RunError, match=r"8 of 12 sources failed: 66\.7%.*unsupported_media \(8 error rows\)"):
         run(media, out, errors={"max_rate": 0.5, "min_clips": 10})
     assert not list((out / "embeddings").iterdir())
-    assert read_plan(OutputFolder(str(out))).failures
+    assert read_plan(OutputFolder(str(out)), PLAN_STEM).failures
     summary = run(media, out)
     assert (summary.num_new_rows, summary.num_errors) == (4, 8)
     assert is_whole(out)

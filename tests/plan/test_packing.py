@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.plan.packing import pack
-from pipeline.plan.schema import plan_table, requests_of
+from pipeline.plan.schema import RequestPlan, packed_request, plan_table, requests_of, unpacked_request
 from tests.plan.factories import make_clip
 
 shapes = st.lists(st.tuples(st.sampled_from([(64, 64), (128, 96)]), st.integers(1, 200)), max_size=20)
@@ -37,3 +37,10 @@ def test_clips_of_one_file_stay_together_in_order() -> None:
     clips = [make_clip("/a.mp4", num_frames=50 + place) for place in range(5)]
     (request,) = pack(clips, 1_000_000)
     assert list(request.clips) == clips
+
+
+def test_a_packed_plan_row_is_the_same_row_again() -> None:
+    request = RequestPlan.of([make_clip("/a", "a"), make_clip("/b", "b")])
+    table = packed_request(request)
+    assert (table.num_rows, table.num_columns) == (1, 1)
+    assert requests_of(unpacked_request(table)) == [request]

@@ -1,0 +1,97 @@
+"""Where the CPU time of a clip goes: each part is what a longer chain of the same calls costs more than a shorter one.
+
+Taking the chain apart from outside keeps timers out of the pipeline; the price is that a part is a difference of two
+measurements, so that parts of a few percent carry the noise of the whole.
+"""
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import Config
+from pipeline.media.container import ClipJob, MediaType, identify
+from pipeline.media.image import read_image
+from pipeline.media.location import open_binary
+from pipeline.media.patchify import write_clip
+from pipeline.media.resize import resize_to_planes
+from pipeline.media.video_pyav import IndexCache, VideoSource, _convert, _read_skipping
+from pipeline.plan.schema import Clip
+from pipeline.request.build import clip_job
+from pipeline.request.layout import RequestLayout
+
+PARTS = ("container", "decode", "colour", "resize", "patch rows")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """A clip's way to patch rows, cut off after one of PARTS; called, it does everything up to there."""
+
+    clip: Clip
+    config: Config
+    last_part: str
+
+    def __call__(self) -> None:
+        """Do the work and drop the result."""
+        job = clip_job(self.clip, self.clip.source_uris[0])
+        with open_binary(job.uri) as file:
+            self._image(job, file) if self.clip.media_type is MediaType.IMAGE else self._video(job, file)
+
+    def _image(self, job: ClipJob, file: BinaryIO) -> None:
+        file_format = identify(file, job.uri)
+        if self.last_part == "container":
+            return
+        image = read_image(file, job.uri, file_format, self.config.images, self.config.limits)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch is shown Pillow's own memory, and only reads it
+            self._finish(iter([image]))
+
+    def _video(self, job: ClipJob, file: BinaryIO) -> None:
+        limits = self.config.limits
+        source = VideoSource(file=file, uri=job.uri, file_format=identify(file, job.uri), limits=limits)
+        index = IndexCache().get(source, job.frame_indices[0], job.frame_indices[-1])
+        if self.last_part == "container":
+            return
+        frames = _read_skipping(source, index, job.frame_indices)
+        if self.last_part == "decode":
+            for _ in frames:
+                pass
+            return
+        self._finish(_convert(frames))
+
+    def _finish(self, frames: Iterator[NDArray[np.uint8]]) -> None:
+        height, width = self.clip.resized_height, self.clip.resized_width
+        if self.last_part == "patch rows":
+            layout = RequestLayout.of(self.clip.media_type, [self.clip.grid_thw])
+            rows = np.empty((layout.num_patches, layout.row_bytes), dtype=np.uint8)
+            write_clip(frames, rows, self.clip.media_type, height, width)
+            return
+        for frame in frames:
+            if self.last_part == "resize":
+                resize_to_planes(frame, height, width)
+
+
+def seconds_by_part(clip: Clip, config: Config, repeats: int) -> dict[str, float]:
+    """CPU seconds of each part of a clip.
+
+    The chains take turns and the least of each counts: other processes on the machine only ever add time.
+
+    Args:
+        clip: a video that can be read by skipping, or an image (whose colour is part of decoding).
+        config: limits and how images are converted.
+        repeats: turns.
+    """
+    chains = [Chain(clip=clip, config=config, last_part=part) for part in PARTS]
+    turns = [[_cpu_seconds(chain) for chain in chains] for _ in range(1 + repeats)]
+    least = np.maximum.accumulate(np.min(turns[1:], axis=0))
+    return dict(zip(PARTS, np.diff(least, prepend=0.0).tolist(), strict=True))
+
+
+def _cpu_seconds(call: Callable[[], object]) -> float:
+    started = time.process_time()
+    call()
+    return time.process_time() - started

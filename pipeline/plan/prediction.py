@@ -1,0 +1,131 @@
+"""How long a plan will take on a cluster, what limits it, and what would help: a model of four lines.
+
+    headers   sources * seconds each + bytes hashed                         over the decode workers
+    decode    clips and pixels * the codec's rates                         over the decode workers
+    encode    requests * seconds a request + operations / rate             over the GPUs, or all cores together
+    driver    requests * what Ray Data's executor spends on one            one process
+
+Headers are read first; then the other three run at once, so the slowest of them counts. Without a GPU, decoding and
+encoding share the cores, and their CPU time adds up. What is left out, and so makes real runs longer: filling and
+emptying the pipeline, keyframes far before a clip's first frame, slow stores, nodes that are lost. `docs/growth.md`
+holds predictions against runs.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from pipeline.plan.rates import DecodeRate, EncodeRate, Rates
+from pipeline.plan.work import ClipWork, Work
+
+START, HEADERS, DECODE, ENCODE, DRIVER = "start-up", "headers", "decode", "encode", "driver"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """What a run may use. `decode_workers` None: a worker a core, less one for the rest, as a run has them."""
+
+    num_cores: int
+    num_gpus: int
+    decode_workers: int | None = None
+
+    @property
+    def num_decoders(self) -> int:
+        """Decode workers that have a core each; more of them than cores gain nothing."""
+        return min(self.decode_workers or max(1, self.num_cores - 1), self.num_cores)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """A plan's cost on a cluster. Stage times are wall seconds of that stage alone, at full use of its machines.
+
+    `bottleneck` names the longest of them. `help_cores` and `help_gpus` are what would shorten the run most simply, at
+    most as much again as there is, and `helped_seconds` the time with it; all None where machines do not help.
+    """
+
+    seconds: float
+    start_seconds: float
+    headers_seconds: float
+    decode_seconds: float
+    encode_seconds: float
+    driver_seconds: float
+    bottleneck: str
+    core_hours: float
+    gpu_hours: float
+    help_cores: int | None = None
+    help_gpus: int | None = None
+    helped_seconds: float | None = None
+
+
+def predict(work: Work, cluster: Cluster, rates: Rates) -> Prediction:
+    """Predict a run from nothing to its last fragment. Pure arithmetic."""
+    found = _predict(work, cluster, rates)
+    cores, gpus = _help(found, work, cluster, rates)
+    if not cores and not gpus:
+        return found
+    larger = replace(
+        cluster, num_cores=cluster.num_cores + cores, num_gpus=cluster.num_gpus + gpus, decode_workers=None
+    )
+    helped = _predict(work, larger, rates).seconds
+    return replace(found, help_cores=cores or None, help_gpus=gpus or None, helped_seconds=helped)
+
+
+def decode_core_seconds(work: Work, rates: Rates) -> float:
+    """CPU seconds that decoding takes, from files to patch rows."""
+    return rates.decode_pace * sum(_clip_seconds(part, rates.decode_rate(codec)) for codec, part in work.by_codec)
+
+
+def _clip_seconds(work: ClipWork, rate: DecodeRate) -> float:
+    return rate.seconds_per_clip * work.num_clips + 1e-9 * (
+        rate.ns_per_read_pixel * work.read_pixels
+        + rate.ns_per_sampled_pixel * work.sampled_pixels
+        + rate.ns_per_row_pixel * work.row_pixels
+    )
+
+
+def _encode_seconds(work: Work, rate: EncodeRate) -> float:
+    return rate.seconds_per_request * work.num_requests + work.flops / rate.flops_per_second
+
+
+def _predict(work: Work, cluster: Cluster, rates: Rates) -> Prediction:
+    decoders, cores = cluster.num_decoders, cluster.num_cores
+    headers = (
+        rates.seconds_per_video * work.num_videos
+        + rates.seconds_per_image * (work.num_sources - work.num_videos)
+        + rates.seconds_per_hashed_byte * work.hashed_bytes
+    )
+    decode = decode_core_seconds(work, rates)
+    if cluster.num_gpus:
+        encode = _encode_seconds(work, rates.gpu) / cluster.num_gpus
+        shared = 0.0
+    else:
+        encode = _encode_seconds(work, rates.core) / cores
+        shared = decode / cores + encode
+    driver = rates.driver_seconds_per_request * work.num_requests
+    stages = {DECODE: decode / decoders, ENCODE: encode, DRIVER: driver}
+    before = {START: rates.start_seconds, HEADERS: headers / decoders}
+    seconds = sum(before.values()) + max(shared, *stages.values())
+    longest = {**stages, **before}
+    return Prediction(
+        seconds=seconds,
+        start_seconds=before[START],
+        headers_seconds=before[HEADERS],
+        decode_seconds=stages[DECODE],
+        encode_seconds=encode,
+        driver_seconds=driver,
+        bottleneck=max(longest, key=lambda name: longest[name]),
+        core_hours=seconds * cores / 3600,
+        gpu_hours=seconds * cluster.num_gpus / 3600,
+    )
+
+
+def _help(found: Prediction, work: Work, cluster: Cluster, rates: Rates) -> tuple[int, int]:
+    """Cores and GPUs that would let the next stage be the slowest, at most as many again; (0, 0) where none help."""
+    if found.bottleneck in (DECODE, HEADERS):
+        next_seconds = max(found.encode_seconds if cluster.num_gpus else 0.0, found.driver_seconds, 1e-9)
+        wanted = math.ceil(decode_core_seconds(work, rates) / next_seconds) + 1 - cluster.num_cores
+        return max(1, min(wanted, cluster.num_cores)), 0
+    if found.bottleneck == ENCODE and cluster.num_gpus:
+        next_seconds = max(found.decode_seconds, found.driver_seconds, 1e-9)
+        wanted = math.ceil(found.encode_seconds * cluster.num_gpus / next_seconds) - cluster.num_gpus
+        return 0, max(1, min(wanted, cluster.num_gpus))
+    return (0, 1) if found.bottleneck == ENCODE else (0, 0)

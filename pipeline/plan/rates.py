@@ -1,0 +1,135 @@
+"""How fast machines are, as measured: the numbers that a prediction holds a plan against.
+
+Decoding and the driver: one core of a noisy two-core x86-64 virtual machine (docs/growth.md has the commands and the
+spread). Encoding on a GPU: NVIDIA H100 80GB, docs/gpu.md, two request sizes a tower, fitted by a line. Another machine
+is another number: `Rates.measured_by` takes what an earlier run on it wrote into its `run.json`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Self
+
+DECODE_PACE = "decode_pace"
+GPU_FLOPS = "gpu_flops_per_second"
+CORE_FLOPS = "core_flops_per_second"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeRate:
+    """CPU time of one codec's clips on one core; the pixels are those of `plan.work.ClipWork`."""
+
+    seconds_per_clip: float
+    ns_per_read_pixel: float
+    ns_per_sampled_pixel: float
+    ns_per_row_pixel: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeRate:
+    """Time of a request in one encoder: a GPU's, or one core's."""
+
+    seconds_per_request: float
+    flops_per_second: float
+
+
+# docs/gpu.md, 8x28x28 and 64x28x28: 9.6 and 69.1 ms (2B), 15.2 and 106.7 ms (8B).
+_GPU_64 = EncodeRate(seconds_per_request=1.1e-3, flops_per_second=542e12)
+_GPU_72 = EncodeRate(seconds_per_request=2.1e-3, flops_per_second=481e12)
+# random:2b in float32 on one core: 90 and 94 GFLOP/s for 1x16x16 and 4x16x16.
+_CORE = EncodeRate(seconds_per_request=0.003, flops_per_second=92e9)
+
+
+def _video(ns_per_read_pixel: float) -> DecodeRate:
+    return DecodeRate(
+        seconds_per_clip=0.003,
+        ns_per_read_pixel=ns_per_read_pixel,
+        ns_per_sampled_pixel=4.6,
+        ns_per_row_pixel=1.0,
+    )
+
+
+def _image(ns_per_read_pixel: float) -> DecodeRate:
+    return DecodeRate(
+        seconds_per_clip=0.0009,
+        ns_per_read_pixel=ns_per_read_pixel,
+        ns_per_sampled_pixel=4.0,
+        ns_per_row_pixel=1.0,
+    )
+
+
+# `python -m benchmarks.decode --parts` over the sample media (docs/growth.md): the middle of each codec's files.
+_DECODE = {
+    "h264": _video(1.4),
+    "hevc": _video(1.8),
+    "vp8": _video(0.9),
+    "vp9": _video(3.5),
+    "av1": _video(1.2),
+    "mpeg4": _video(0.55),
+    "jpeg": _image(10.5),
+    "png": _image(26.0),
+    "webp": _image(21.0),
+}
+# `python -m benchmarks.growth --runner local` and headers of the sample media.
+_SECONDS_PER_VIDEO = 0.010
+_SECONDS_PER_IMAGE = 0.0014
+_SECONDS_PER_HASHED_BYTE = 1.7e-9
+_START_SECONDS = 17.0
+_DRIVER_SECONDS_PER_REQUEST = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """Everything that a prediction multiplies with.
+
+    `decode_pace` scales all decoding: 1.2 is a fifth slower than the machine of the defaults. `core` is the encoder's
+    rate on one core where there is no GPU. `origin` says where the numbers come from, for a person.
+    """
+
+    decode_pace: float
+    gpu: EncodeRate
+    core: EncodeRate
+    seconds_per_video: float
+    seconds_per_image: float
+    seconds_per_hashed_byte: float
+    start_seconds: float
+    driver_seconds_per_request: float
+    origin: str
+
+    @classmethod
+    def default(cls, head_dim: int) -> Self:
+        """The measured defaults for a tower; its head_dim decides how well attention fits a GPU's tiles."""
+        return cls(
+            decode_pace=1.0,
+            gpu=_GPU_64 if head_dim <= 64 else _GPU_72,
+            core=_CORE,
+            seconds_per_video=_SECONDS_PER_VIDEO,
+            seconds_per_image=_SECONDS_PER_IMAGE,
+            seconds_per_hashed_byte=_SECONDS_PER_HASHED_BYTE,
+            start_seconds=_START_SECONDS,
+            driver_seconds_per_request=_DRIVER_SECONDS_PER_REQUEST,
+            origin="an H100 and a core of the development machine",
+        )
+
+    def measured_by(self, measured: Mapping[str, float], where: str) -> Self:
+        """What an earlier run measured replaces the defaults; what it did not measure stays.
+
+        Args:
+            measured: `rates` of its `run.json`: DECODE_PACE, GPU_FLOPS, CORE_FLOPS; each may be missing.
+            where: its output, for `origin`.
+        """
+        return replace(
+            self,
+            decode_pace=measured.get(DECODE_PACE, self.decode_pace),
+            gpu=_mean_rate(measured[GPU_FLOPS]) if GPU_FLOPS in measured else self.gpu,
+            core=_mean_rate(measured[CORE_FLOPS]) if CORE_FLOPS in measured else self.core,
+            origin=f"{', '.join(sorted(measured))} by {where}; the rest by {self.origin}",
+        )
+
+    def decode_rate(self, codec: str) -> DecodeRate:
+        """The rate of a codec by FFmpeg's or Pillow's name; of one that was not measured, H.264's."""
+        return _DECODE.get(codec, _DECODE["h264"])
+
+
+def _mean_rate(flops_per_second: float) -> EncodeRate:
+    """A whole run's mean: what a request costs beside its operations is in it."""
+    return EncodeRate(seconds_per_request=0.0, flops_per_second=flops_per_second)

@@ -1,0 +1,116 @@
+"""What a plan asks of the machines, in units that rates can be held against: pixels, floating-point operations, files.
+
+Pixels and not frames, because decoding, colour conversion and resizing all go over pixels; three counts and not one,
+because a frame that no sample wants is decoded (or skipped) and nothing else. What a clip reads before its first
+frame, back to the keyframe, is not in the plan and is counted as nothing: long groups of pictures cost more.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
+
+from pipeline.checkpoint import VisionSpec
+from pipeline.media.container import MediaType
+from pipeline.media.grid import PATCH_SIZE, temporal_size
+from pipeline.plan.schema import Clip, RequestPlan, SourceRecord
+from pipeline.sources.content_id import BLOCK_BYTES, NUM_BLOCKS, WHOLE_LIMIT_BYTES
+
+UNKNOWN_CODEC = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipWork:
+    """Decoding of one clip, or of several of one codec.
+
+    `read_pixels` are those of all frames from the first to the last that is wanted, `sampled_pixels` those of the
+    wanted ones (a repeated one counts once), at the size of the source; `row_pixels` those that become patch rows.
+    """
+
+    num_clips: int
+    read_pixels: int
+    sampled_pixels: int
+    row_pixels: int
+
+    @classmethod
+    def of(cls, clip: Clip) -> Self:
+        """Count one clip."""
+        frame_pixels = clip.width * clip.height
+        return cls(
+            num_clips=1,
+            read_pixels=frame_pixels * (clip.frame_indices[-1] - clip.frame_indices[0] + 1),
+            sampled_pixels=frame_pixels * len(set(clip.frame_indices)),
+            row_pixels=clip.num_patches * PATCH_SIZE**2 * temporal_size(clip.media_type),
+        )
+
+    def __add__(self, other: "ClipWork") -> "ClipWork":
+        return ClipWork(
+            num_clips=self.num_clips + other.num_clips,
+            read_pixels=self.read_pixels + other.read_pixels,
+            sampled_pixels=self.sampled_pixels + other.sampled_pixels,
+            row_pixels=self.row_pixels + other.row_pixels,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """A plan, or a part of one, as work.
+
+    `num_videos` of the sources are videos, `hashed_bytes` are read for the content ids, `by_codec` is sorted by name,
+    `flops` counts a multiply-add twice.
+    """
+
+    num_sources: int
+    num_videos: int
+    hashed_bytes: int
+    num_requests: int
+    flops: int
+    by_codec: tuple[tuple[str, ClipWork], ...]
+
+    @property
+    def num_clips(self) -> int:
+        """Clips that are decoded: byte-identical files count once."""
+        return sum(work.num_clips for _, work in self.by_codec)
+
+    @classmethod
+    def of(cls, requests: Iterable[RequestPlan], sources: Iterable[SourceRecord], vision: VisionSpec) -> Self:
+        """Add up requests and the sources whose headers are read. Cost: one pass, nothing kept."""
+        totals: dict[str, ClipWork] = {}
+        num_requests = flops = num_sources = num_videos = hashed_bytes = 0
+        for request in requests:
+            num_requests += 1
+            flops += vision.flops(request.num_patches, request.patches_per_frame)
+            for clip in request.clips:
+                codec, work = clip.codec or UNKNOWN_CODEC, ClipWork.of(clip)
+                totals[codec] = totals[codec] + work if codec in totals else work
+        for source in sources:
+            num_sources += 1
+            num_videos += source.media_type == MediaType.VIDEO
+            hashed_bytes += _hashed_bytes(source.num_bytes)
+        return cls(
+            num_sources=num_sources,
+            num_videos=num_videos,
+            hashed_bytes=hashed_bytes,
+            num_requests=num_requests,
+            flops=flops,
+            by_codec=tuple(sorted(totals.items())),
+        )
+
+    def __add__(self, other: "Work") -> "Work":
+        totals = dict(self.by_codec)
+        for codec, work in other.by_codec:
+            totals[codec] = totals[codec] + work if codec in totals else work
+        return Work(
+            num_sources=self.num_sources + other.num_sources,
+            num_videos=self.num_videos + other.num_videos,
+            hashed_bytes=self.hashed_bytes + other.hashed_bytes,
+            num_requests=self.num_requests + other.num_requests,
+            flops=self.flops + other.flops,
+            by_codec=tuple(sorted(totals.items())),
+        )
+
+
+def _hashed_bytes(num_bytes: int) -> int:
+    return num_bytes if num_bytes <= WHOLE_LIMIT_BYTES else NUM_BLOCKS * BLOCK_BYTES
+
+
+NO_WORK = Work(num_sources=0, num_videos=0, hashed_bytes=0, num_requests=0, flops=0, by_codec=())
