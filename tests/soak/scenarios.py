@@ -283,7 +283,7 @@ def _outcome(box: Sandbox, path: Path) -> str:
 def _videos(folder: Path, count: int) -> Path:
     folder.mkdir()
     for number in range(count):
-        make_video(folder / f"{number:04}.mp4", num_frames=10 + number % 30)
+        make_video(folder / f"{number:04}.mp4", num_frames=10 + number % 30, width=64 + 16 * (number // 30))
     return folder
 
 
