@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ def workers_killed(folder: Path, scale: float) -> Outcome:
         wait_until(lambda: num_fragments(out))
         for number in range(num_kills):
             for victim in ["(DecodeActor)", *["(EncodeActor)"] * (number % 4 == 3)]:
+                wait_until(partial(_is_there, command, victim), 60)
                 for pid in command.processes(victim):
                     send(pid, signal.SIGKILL)
                     kills[victim] += 1
@@ -102,6 +104,11 @@ def workers_killed(folder: Path, scale: float) -> Outcome:
         "slower": f"{seconds / undisturbed_seconds - 1:.0%}",
     }
     return Outcome(holds=same and report.ok and ended.returncode == 0, facts=facts)
+
+
+def _is_there(command: Command, victim: str) -> bool:
+    """Whether there is somebody to kill, or nobody will be any more."""
+    return command.has_ended() or bool(command.processes(victim))
 
 
 def node_killed(folder: Path, scale: float) -> Outcome:
@@ -283,7 +290,7 @@ def _outcome(box: Sandbox, path: Path) -> str:
 def _videos(folder: Path, count: int) -> Path:
     folder.mkdir()
     for number in range(count):
-        make_video(folder / f"{number:04}.mp4", num_frames=10 + number % 30)
+        make_video(folder / f"{number:04}.mp4", num_frames=10 + number % 30, width=64 + 16 * (number // 30))
     return folder
 
 
