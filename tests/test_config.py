@@ -34,11 +34,17 @@ def test_a_bad_override_is_refused_with_what_would_be_valid(override: str, says:
         load_config(None, [override])
 
 
-def test_yaml_objects_are_refused(tmp_path: Path) -> None:
-    file = tmp_path / "evil.yaml"
-    file.write_text("model: !!python/object/apply:os.system ['touch /tmp/owned']\n")
+def test_yaml_objects_are_refused_and_not_made(tmp_path: Path) -> None:
+    trace, file = tmp_path / "ran", tmp_path / "evil.yaml"
+    attack = f"!!python/object/apply:os.mkdir ['{trace}']"
+    file.write_text(f"model: {attack}\n")
     with pytest.raises(ConfigError, match="not YAML"):
         load_config(file)
+    with pytest.raises(ConfigError, match="not YAML"):
+        load_config(None, [f"model={attack}"])
+    assert not trace.exists()
+    yaml.unsafe_load(file.read_text())
+    assert trace.exists()
 
 
 def test_a_missing_file_names_the_presets() -> None:

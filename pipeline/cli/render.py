@@ -40,7 +40,8 @@ def summary(run: RunSummary) -> None:
     if run.num_requests:
         console.print(
             f"{format_seconds(run.elapsed_seconds)} for {run.num_requests} requests, {run.num_frames} frames, "
-            f"{rate:.1f} seconds of video a second; limited by {run.bottleneck}"
+            f"{rate:.1f} seconds of video a second; limited by {run.bottleneck}; "
+            f"the encoder was ready after {run.encoder_start_seconds:.1f}s"
         )
     else:
         console.print("nothing new to do")

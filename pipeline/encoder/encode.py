@@ -111,6 +111,11 @@ class Encoder:
         self._lock = Lock()
 
     @property
+    def row_bytes(self) -> tuple[int, int]:
+        """Bytes of an image's patch row and of a video's."""
+        return self._pixels.row_bytes
+
+    @property
     def vector_dim(self) -> int:
         """Values of one vector, at every level."""
         return self.spec.out_hidden_size
@@ -229,7 +234,7 @@ class Encoder:
         return quick
 
     def _check(self, patch_rows: Tensor, grid_thw: Sequence[Sequence[int]]) -> None:
-        widths = self._pixels.row_bytes
+        widths = self.row_bytes
         if patch_rows.dtype != torch.uint8 or patch_rows.dim() != 2 or patch_rows.shape[1] not in widths:
             raise RequestError(
                 f"patch_rows: expected uint8 (num_patches, {widths[0]} or {widths[1]}), "

@@ -6,6 +6,7 @@ if neither is past one half, what limits it lies outside them: start-up, schedul
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -43,6 +44,8 @@ class Progress:
     decode_seconds: float = 0.0
     encode_seconds: float = 0.0
     write_seconds: float = 0.0
+    start_seconds: float = 0.0
+    transfers: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.started = self.clock()
@@ -60,6 +63,8 @@ class Progress:
         self.decode_seconds += receipt.decode_seconds
         self.encode_seconds += receipt.encode_seconds
         self.write_seconds += receipt.write_seconds
+        self.start_seconds = max(self.start_seconds, receipt.start_seconds)
+        self.transfers[receipt.transfer] += 1
 
     @property
     def elapsed_seconds(self) -> float:

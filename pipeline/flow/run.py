@@ -383,6 +383,7 @@ class OpenRun:
             num_patches=progress.patches,
             video_seconds=progress.video_seconds,
             elapsed_seconds=elapsed_seconds,
+            encoder_start_seconds=progress.start_seconds,
             bottleneck=progress.bottleneck,
             random_weights=self._model.random_weights,
         )

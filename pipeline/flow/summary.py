@@ -23,6 +23,7 @@ class RunSummary:
     num_patches: int
     video_seconds: float
     elapsed_seconds: float
+    encoder_start_seconds: float
     bottleneck: str
     random_weights: bool
 
@@ -48,12 +49,14 @@ def finished_record(record: RunRecord, summary: RunSummary, progress: Progress, 
             "frames": summary.num_frames,
             "patches": summary.num_patches,
             "device_copies": summary.num_device_copies,
+            **{f"transfers_{way}": number for way, number in sorted(progress.transfers.items())},
         },
         timings_seconds={
             "elapsed": summary.elapsed_seconds,
             "plan": planned_seconds,
             "decode": progress.decode_seconds,
             "encode": progress.encode_seconds,
+            "encoder_start": progress.start_seconds,
             "write": progress.write_seconds,
             "video": summary.video_seconds,
         },

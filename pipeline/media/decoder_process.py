@@ -121,7 +121,12 @@ class DecoderProcess:
         ours, theirs = socket.socketpair()
         with theirs:
             self._channel = ours
-            self.pid = int(self._ask({"do": "fork"}, theirs.fileno())["pid"])
+            reply = self._ask({"do": "fork"}, theirs.fileno())
+        if "error" in reply:
+            raise RunError(
+                f"the decoder process could not be forked: {reply['error']}; see `ulimit -u` and free memory"
+            )
+        self.pid = int(reply["pid"])
 
     def _ask(self, message: dict[str, Any], handle: int | None = None) -> dict[str, Any]:
         if self._control is None:

@@ -59,7 +59,11 @@ class Template:
             return {"status": _end(self._decoder, at_once=message["at_once"])}
         assert handle is not None, "a decoder is forked with its channel"
         template = os.getpid()
-        self._decoder = os.fork()
+        try:
+            self._decoder = os.fork()
+        except OSError as error:  # too many processes, or no memory
+            os.close(handle)
+            return {"error": error.strerror}
         if not self._decoder:
             self._become_decoder(template, handle)
         os.close(handle)

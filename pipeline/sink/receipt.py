@@ -13,9 +13,11 @@ RECEIPT_SCHEMA = pa.schema(
         "num_frames": pa.int64(),
         "num_patches": pa.int64(),
         "num_device_copies": pa.int64(),
+        "transfer": pa.string(),
         "video_seconds": pa.float64(),
         "decode_seconds": pa.float64(),
         "encode_seconds": pa.float64(),
+        "start_seconds": pa.float64(),
         "write_seconds": pa.float64(),
     }
 )
@@ -26,7 +28,8 @@ class Receipt:
     """One written request.
 
     `num_clips`, `num_rows` and `num_failures` count every path of a clip; `num_frames` counts sampled frames,
-    `video_seconds` the clips' spans. Stage times are wall seconds inside the stage.
+    `video_seconds` the clips' spans. Stage times are wall seconds inside the stage. `transfer` is how the request
+    reached the device, and `start_seconds` what its encode worker needed before it could take a first one.
     """
 
     request_id: str
@@ -36,9 +39,11 @@ class Receipt:
     num_frames: int
     num_patches: int
     num_device_copies: int
+    transfer: str
     video_seconds: float
     decode_seconds: float
     encode_seconds: float
+    start_seconds: float
     write_seconds: float
 
     def to_table(self) -> pa.Table:

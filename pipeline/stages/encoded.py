@@ -15,5 +15,6 @@ ENCODED_SCHEMA = pa.schema(
         pa.field("num_device_copies", pa.int64()),
         pa.field("transfer", pa.string()),
         pa.field("encode_seconds", pa.float64()),
+        pa.field("start_seconds", pa.float64()),
     ]
 )

@@ -12,10 +12,9 @@ from pipeline.plan.schema import requests_of
 from pipeline.request.table import unwrap_request
 from pipeline.sink.fragments import write_table
 from pipeline.sink.output import Kind, OutputFolder
-from pipeline.sink.receipt import Receipt
 from pipeline.sink.schema import errors_schema, errors_table
 from pipeline.stages.request_file import read_request, write_request
-from pipeline.stages.write import WriteTarget
+from pipeline.stages.write import WriteTarget, receipt_of
 
 
 class Store:
@@ -34,19 +33,7 @@ class Store:
         else:
             self._folder.remove(self._folder.name(Kind.ERRORS, meta.request_id))
         write_request(self._folder, meta.request_id, table)
-        return Receipt(
-            request_id=meta.request_id,
-            num_clips=sum(len(clip.clip_ids) for clip in meta.clips),
-            num_rows=0,
-            num_failures=len(meta.failures),
-            num_frames=sum(len(clip.frame_indices) for clip in meta.clips),
-            num_patches=meta.layout.num_patches,
-            num_device_copies=0,
-            video_seconds=sum(clip.video_seconds * len(clip.clip_ids) for clip in meta.clips),
-            decode_seconds=meta.decode_seconds,
-            encode_seconds=0.0,
-            write_seconds=time.perf_counter() - started,
-        ).to_table()
+        return receipt_of(meta, write_seconds=time.perf_counter() - started)
 
 
 class Load:

@@ -39,19 +39,15 @@ class Write:
         embeddings = embedding_table(meta.request_id, meta.clips, meta.decoders, self._vectors(row), settings)
         errors = errors_table(meta.failures, errors_schema(model=settings.model, config_hash=settings.config_hash))
         write_fragment(self._folder, meta.request_id, embeddings, errors)
-        return Receipt(
-            request_id=meta.request_id,
-            num_clips=sum(len(clip.clip_ids) for clip in meta.clips),
+        return receipt_of(
+            meta,
             num_rows=embeddings.num_rows,
-            num_failures=len(meta.failures),
-            num_frames=sum(len(clip.frame_indices) for clip in meta.clips),
-            num_patches=meta.layout.num_patches,
             num_device_copies=row["num_device_copies"],
-            video_seconds=sum(clip.video_seconds * len(clip.clip_ids) for clip in meta.clips),
-            decode_seconds=meta.decode_seconds,
+            transfer=row["transfer"],
             encode_seconds=row["encode_seconds"],
+            start_seconds=row["start_seconds"],
             write_seconds=time.perf_counter() - started,
-        ).to_table()
+        )
 
     def _vectors(self, row: dict[str, Any]) -> Vectors:
         dim, num_deepstack = row["vector_dim"], row["num_deepstack"]
@@ -62,3 +58,31 @@ class Write:
             deepstack=None if deepstack is None else deepstack.reshape(-1, num_deepstack, dim),
             counts=row["vector_counts"],
         )
+
+
+def receipt_of(
+    meta: RequestMeta,
+    *,
+    write_seconds: float,
+    num_rows: int = 0,
+    num_device_copies: int = 0,
+    transfer: str = "none",
+    encode_seconds: float = 0.0,
+    start_seconds: float = 0.0,
+) -> pa.Table:
+    """One row of RECEIPT_SCHEMA for a request that has been written; what was not encoded has the defaults."""
+    return Receipt(
+        request_id=meta.request_id,
+        num_clips=sum(len(clip.clip_ids) for clip in meta.clips),
+        num_rows=num_rows,
+        num_failures=len(meta.failures),
+        num_frames=sum(len(clip.frame_indices) for clip in meta.clips),
+        num_patches=meta.layout.num_patches,
+        num_device_copies=num_device_copies,
+        transfer=transfer,
+        video_seconds=sum(clip.video_seconds * len(clip.clip_ids) for clip in meta.clips),
+        decode_seconds=meta.decode_seconds,
+        encode_seconds=encode_seconds,
+        start_seconds=start_seconds,
+        write_seconds=write_seconds,
+    ).to_table()

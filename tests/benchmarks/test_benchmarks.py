@@ -4,10 +4,11 @@ import gzip
 import json
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import encoder, isolation, overlap, pipeline, recipe, transfer
+from benchmarks import chart, encoder, isolation, overlap, pipeline, recipe, transfer
 from tests.media_factory import make_video
 
 
@@ -31,6 +32,21 @@ def test_the_encoder_is_as_exact_as_transformers(
     assert [result["grid"] for result in results] == ["2x4x4", "1x4x6"]
     assert all(result["error"] < 1e-5 for result in results)
     assert all(result["transfer"] == "view" for result in results)
+
+
+def test_records_become_a_chart_with_a_bar_for_each_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def record(settings: list[str], seconds: float) -> dict:
+        timing = {"ours": {"median_seconds": seconds}, "transformers": {"median_seconds": 0.2}}
+        results = [{"model": "random:2b", "grid": "64x28x28", **timing}]
+        return {"benchmark": "encoder", "hardware": {}, "config": {"settings": settings}, "results": results}
+
+    records, target = tmp_path / "records.jsonl", tmp_path / "chart.svg"
+    lines = [record([], 0.07), record(["encode.dtype=float8"], 0.05), {"benchmark": "transfer"}]
+    records.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr(sys, "argv", ["chart", str(records), str(target)])
+    chart.main()
+    texts = [element.text for element in ElementTree.parse(target).getroot() if element.tag.endswith("text")]
+    assert texts[-4:] == ["2B, 64x28x28", "200.0 ms", "70.0 ms", "50.0 ms"]
 
 
 def test_a_transfer_on_the_cpu_is_a_view(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

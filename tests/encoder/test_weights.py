@@ -183,6 +183,34 @@ def test_a_broken_file_is_named(editable):
         load(editable)
 
 
+class Burglar:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
+
+
+def test_pickles_and_code_in_a_checkpoint_folder_are_never_run(editable, tmp_path):
+    trace = tmp_path / "ran"
+    for name in ("pytorch_model.bin", "model.pt", "model.ckpt", "visual.safetensors.bin"):
+        torch.save({"model.visual.merger.norm.bias": Burglar(trace)}, editable / name)
+    (editable / "modeling_evil.py").write_text(f"open({str(trace)!r}, 'w')\n")
+    for name in ("config.json", "preprocessor_config.json"):
+        settings = json.loads((editable / name).read_text())
+        auto = {"AutoModel": "modeling_evil.Evil", "AutoProcessor": "modeling_evil.Evil"}
+        (editable / name).write_text(json.dumps(settings | {"auto_map": auto, "trust_remote_code": True}))
+    load(editable)
+    (editable / "model.safetensors").write_bytes((editable / "pytorch_model.bin").read_bytes())
+    with pytest.raises(ModelError, match="not a readable safetensors file"):
+        load(editable)
+    assert not trace.exists()
+    torch.load(editable / "model.pt", weights_only=False)  # the attack is one: whoever opens that file runs it
+    assert trace.exists()
+
+
 def test_another_family_is_refused(editable):
     config = json.loads((editable / "config.json").read_text())
     (editable / "config.json").write_text(json.dumps(config | {"model_type": "qwen2_5_vl"}))

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 from pathlib import Path
@@ -33,6 +34,12 @@ def test_every_file_ends_as_rows_or_as_one_error(corpus: Path, done: Path) -> No
     assert sorted(embedded + failed) == sorted(str(path) for path in corpus.rglob("*") if path.is_file())
     assert [Path(uri).name for uri in failed] == ["cut.mp4", "text.mp4"]
     assert verify_output(OutputFolder(str(done))).ok
+
+
+def test_the_record_says_how_requests_reached_the_encoder_and_when_it_was_ready(done: Path) -> None:
+    record = json.loads((done / "run.json").read_text())
+    assert record["counts"]["transfers_view"] == record["counts"]["requests"] > 0
+    assert 0 < record["timings_seconds"]["encoder_start"] < record["timings_seconds"]["elapsed"]
 
 
 def test_rows_say_what_was_embedded_by_what(done: Path) -> None:

@@ -112,6 +112,21 @@ def test_template_is_fit_for_forking_and_outlives_the_decoders_that_are_killed(m
     assert has_ended(template)
 
 
+def test_machine_without_room_for_a_process_stops_the_run_and_says_so(monkeypatch, made):
+    """The limit does not bind root, so the template is one that says what the system would have said."""
+    refusing = (
+        "import errno, os, sys; from pipeline.media import template\n"
+        "def fork(): raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))\n"
+        "os.fork = fork; template.main()\n"
+    )
+    start = subprocess.Popen
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda line, **named: start([line[0], "-P", "-c", refusing, *line[4:]], **named)
+    )
+    with make_sandbox() as box, pytest.raises(RunError, match="could not be forked: Resource temporarily unavailable"):
+        box.probe(str(made("h264.mp4")))
+
+
 def test_killed_template_is_replaced_without_an_error(made):
     with make_sandbox() as box:
         box.probe(str(made("h264.mp4")))

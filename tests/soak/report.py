@@ -2,14 +2,14 @@
 
     python -m tests.soak.report [--scale 1.0] [--only NAME ...] [--out docs/soak.md]
 
-Exits with 1 where the contract did not hold; the report says so too.
+With `--only` the lines of the other scenarios stay as they were. Exits with 1 where the contract did not hold; the
+report says so too.
 """
 
 import argparse
 import importlib.metadata
 import os
 import platform
-import shlex
 import sys
 import tempfile
 import time
@@ -26,22 +26,33 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[scenario.__name__ for scenario in SCENARIOS])
     parser.add_argument("--out", type=Path, default=Path("docs/soak.md"))
     options = parser.parse_args()
-    command = shlex.join(["python", "-m", "tests.soak.report", *sys.argv[1:]])
-    lines, all_hold = [], True
+    all_hold = True
+    lines = _lines_of(options.out)
     for scenario in SCENARIOS:
         if scenario.__name__ not in options.only:
             continue
         sys.stderr.write(f"{scenario.__name__} ...\n")
-        started = time.monotonic()
+        started, at = time.monotonic(), f"{datetime.now(UTC):%Y-%m-%d %H:%M}"
         with tempfile.TemporaryDirectory(prefix="soak-") as folder:
             outcome = _guarded(scenario, Path(folder), options.scale)
         all_hold &= outcome.holds
         facts = ", ".join(f"{name} {value}" for name, value in outcome.facts.items())
-        seconds = round(time.monotonic() - started)
-        lines.append(f"| {scenario.__doc__.strip()} | {'yes' if outcome.holds else '**NO**'} | {facts} | {seconds} |")
-        sys.stderr.write(lines[-1] + "\n")
-        options.out.write_text("\n".join([*_head(command), *lines]) + "\n")
+        holds, seconds = "yes" if outcome.holds else "**NO**", round(time.monotonic() - started)
+        what = scenario.__doc__.strip()
+        lines[what] = f"| {what} | {options.scale:g} | {holds} | {facts} | {seconds} | {at} |"
+        sys.stderr.write(lines[what] + "\n")
+        ordered = [lines[known] for known in (each.__doc__.strip() for each in SCENARIOS) if known in lines]
+        options.out.write_text("\n".join([*_head(), *ordered]) + "\n")
     sys.exit(0 if all_hold else 1)
+
+
+def _lines_of(report: Path) -> dict[str, str]:
+    """What an earlier report says, by the scenario's sentence."""
+    if not report.exists():
+        return {}
+    return {
+        line.split(" | ")[0].removeprefix("| "): line for line in report.read_text().splitlines() if line[:2] == "| "
+    }
 
 
 def _guarded(scenario, folder: Path, scale: float) -> Outcome:
@@ -51,16 +62,17 @@ def _guarded(scenario, folder: Path, scale: float) -> Outcome:
         return Outcome(holds=False, facts={"exception": traceback.format_exc().strip().splitlines()[-1]})
 
 
-def _head(command: str) -> list[str]:
+def _head() -> list[str]:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("ray", "torch", "av", "pyarrow"))
     return [
         "# Soak: the faults of the contract at length",
         "",
-        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, `{command}`, {os.cpu_count()} cores, "
-        f"Python {platform.python_version()}, {versions}, model random:tiny on the CPU.",
+        "`python -m tests.soak.report --scale 1`, or some of it with `--only NAME`; scale 1 is the contract's length. "
+        f"{os.cpu_count()} cores, Python {platform.python_version()}, {versions}, model random:tiny on the CPU; "
+        "times are UTC.",
         "",
-        "| scenario | holds | counts | seconds |",
-        "|---|---|---|---|",
+        "| scenario | scale | holds | counts | seconds | began |",
+        "|---|---|---|---|---|---|",
     ]
 
 
