@@ -9,7 +9,9 @@ import fsspec
 import pytest
 
 from pipeline.errors import ErrorCode, UsageError
+from pipeline.media.location import open_binary
 from pipeline.sources.content_id import content_id
+from tests.containers import make_shard
 
 from .factories import list_with, make_file, only_failure, uris_of
 
@@ -46,6 +48,18 @@ def test_a_remote_manifest_names_objects_beside_it(store: fsspec.AbstractFileSys
     assert uris_of(listing) == ["memory:///bucket/a.mp4", "memory:///bucket/notes.txt"]
     assert listing.items[0].end_seconds == 2.0
     assert only_failure(listing).code is ErrorCode.UNREADABLE
+
+
+def test_a_manifest_names_media_inside_files_of_a_store(store: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
+    store.pipe_file("/bucket/s.tar", make_shard(tmp_path / "s.tar", {"a.jpg": b"x", "b.jpg": b"y"}).read_bytes())
+    rows = b"uri,end_seconds\ntar://b.jpg::s.tar,2\ntar://a.jpg::memory://bucket/s.tar,\ntar://a.jpg::../s.tar,\n"
+    store.pipe_file("/bucket/m.csv", rows)
+    listing = list_with("memory://bucket/m.csv")
+    names = [f"tar://{name}::memory:///bucket/s.tar" for name in ("a.jpg", "b.jpg")]
+    assert [(item.uri, item.end_seconds) for item in listing.items] == list(zip(names, (None, 2.0), strict=True))
+    assert only_failure(listing).code is ErrorCode.OUTSIDE_ROOT
+    local = make_file(tmp_path / "m.csv", f"uri\n{names[0]}\n{tmp_path}/s.tar\n".encode())
+    assert uris_of(list_with(local)) == [f"tar://{name}::{tmp_path}/s.tar" for name in ("a.jpg", "b.jpg")] + names[:1]
 
 
 @pytest.mark.parametrize("row", ["../other/x.mp4", "/etc/passwd", "file:///etc/passwd"])
@@ -131,6 +145,17 @@ def web_folder(tmp_path: Path) -> Iterator[tuple[Path, str]]:
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *arguments: object) -> None:
         pass
+
+
+def test_members_of_a_shard_on_a_server_that_sends_whole_files_are_read(web_folder: tuple[Path, str]) -> None:
+    folder, address = web_folder
+    members = {f"{number}.jpg": b"\xff\xd8\xff" + bytes([number]) * 5000 for number in range(3)}
+    make_shard(folder / "s.tar", members)
+    listing = list_with(f"{address}/s.tar", follow_outside=True)
+    assert uris_of(listing) == [f"tar://{name}::{address}/s.tar" for name in members]
+    for item, content in zip(listing.items, members.values(), strict=True):
+        with open_binary(item.uri, byte_range=item.byte_range) as file:
+            assert file.read() == content
 
 
 def test_a_file_on_a_server_has_its_size_and_the_id_of_its_bytes(web_folder: tuple[Path, str]) -> None:
