@@ -107,6 +107,7 @@ class RayRunner:
             for start in range(0, len(wave), _MOST_REQUESTS):
                 for table in _tables(self._pipeline(wave[start : start + _MOST_REQUESTS], job)):
                     yield from receipts_of(table)
+            del wave  # or its clips would still be here while the next one is planned
 
     def _pipeline(self, requests: Sequence[RequestPlan], job: Job) -> Dataset:
         one_row: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": 1}
