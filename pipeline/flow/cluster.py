@@ -46,7 +46,7 @@ _SOURCES_PER_BLOCK = 32
 _CPU_ENCODER_CORES = 0.5
 _WRITER_CORES = 0.05
 _VIDEO_ROW_BYTES = 1536
-_REQUESTS_PER_ENCODER = 8192
+_MOST_REQUESTS = 16_384  # of one pass through the pools: 70 KB of the driver's memory each, until it ends
 _CALLS_PER_GPU_ACTOR = 2  # one request is encoded while the next one is copied
 
 
@@ -103,12 +103,13 @@ class RayRunner:
     def run(self, waves: Iterable[Sequence[RequestPlan]], job: Job) -> Generator[Receipt]:
         """Stream requests through the pools; a receipt for each as it has been written.
 
-        Cost: the pools start anew with every wave, which takes seconds; the driver holds a wave's plan rows.
+        Cost: the pools start anew with every wave, and every _MOST_REQUESTS, which takes seconds.
         """
         for wave in waves:
-            for start in range(0, len(wave), self._most_requests):
-                for table in _tables(self._pipeline(wave[start : start + self._most_requests], job)):
+            for start in range(0, len(wave), _MOST_REQUESTS):
+                for table in _tables(self._pipeline(wave[start : start + _MOST_REQUESTS], job)):
                     yield from receipts_of(table)
+            del wave  # or its clips would still be here while the next one is planned
 
     def _pipeline(self, requests: Sequence[RequestPlan], job: Job) -> Dataset:
         one_row: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": 1}
@@ -179,11 +180,6 @@ class RayRunner:
     @property
     def _decode_workers(self) -> int:
         return self._config.ray.decode_workers or max(1, int(self._cores) - 1)
-
-    @property
-    def _most_requests(self) -> int:
-        """Requests of one pass through the pools: minutes of work for each encoder, little memory for the driver."""
-        return _REQUESTS_PER_ENCODER * self._encode_workers
 
     @property
     def _cores_per_decoder(self) -> float:

@@ -95,7 +95,9 @@ def _known_paths(folder: OutputFolder, stems: Sequence[str]) -> tuple[dict[str, 
         size = _ShardSize()
         for batch in stream_batches(folder, Kind.SOURCES, stem, ("source_uri", "num_bytes")):
             shard_of.update(dict.fromkeys(batch.column("source_uri").to_pylist(), stem))
-            size = _ShardSize(size.num_sources + batch.num_rows, size.num_bytes + pc.sum(batch["num_bytes"]).as_py())
+            size = _ShardSize(
+                size.num_sources + batch.num_rows, size.num_bytes + (pc.sum(batch["num_bytes"]).as_py() or 0)
+            )
     for stem in stems[-1:]:
         for row in stream_rows(folder, Kind.PLAN, stem, ("clips.source_uris",)):
             clips: list[dict[str, list[str]]] = row["clips"]  # type: ignore[assignment]

@@ -367,9 +367,10 @@ class OpenRun:
                     f"requests, {progress.num_requests} of them to do"
                 )
                 self._rate.check_sources(planned.num_failed_sources, planned.num_sources)
-                del plan  # a shard's clips are kept as long as they are being worked on
+                del plan
             if missing:
                 yield missing
+            del missing  # or a shard's clips would still be here while the next one is planned
 
     def _commit_table(self) -> None:
         """Bring the compacted table up to date, where one is asked for; killed before its end, the next run does it."""
