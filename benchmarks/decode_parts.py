@@ -37,7 +37,7 @@ class Chain:
 
     def __call__(self) -> None:
         """Do the work and drop the result."""
-        job = clip_job(self.clip, self.clip.source_uris[0])
+        job = clip_job(self.clip, self.clip.sources[0])
         with open_binary(job.uri) as file:
             self._image(job, file) if self.clip.media_type is MediaType.IMAGE else self._video(job, file)
 

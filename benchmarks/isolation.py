@@ -53,7 +53,7 @@ def read_pages(rows: Any) -> None:
 
 def in_process(clip: Clip, config: Config, cache: IndexCache) -> None:
     """What the decoder process does for a clip, here."""
-    job, memory = clip_job(clip, clip.source_uris[0]), np.empty(num_bytes(clip), np.uint8)
+    job, memory = clip_job(clip, clip.sources[0]), np.empty(num_bytes(clip), np.uint8)
     rows = memory.reshape(clip.num_patches, -1)
     with open_binary(job.uri, max_bytes=config.limits.max_file_bytes) as file:
         frames = open_frames(job, file, config.decode, config.images, config.limits, cache)
@@ -64,7 +64,7 @@ def in_process(clip: Clip, config: Config, cache: IndexCache) -> None:
 def in_sandbox(clip: Clip, sandbox: Sandbox) -> None:
     """The same through the decoder process."""
     buffer = sandbox.new_buffer(num_bytes(clip))
-    sandbox.decode(clip_job(clip, clip.source_uris[0]), buffer, 0)
+    sandbox.decode(clip_job(clip, clip.sources[0]), buffer, 0)
     read_pages(buffer.memory)
 
 

@@ -48,7 +48,7 @@ def survey(sources: list[str], config: Config) -> Survey:
         for clip in (clip for plan in plans for request in plan.requests for clip in request.clips):
             layout = RequestLayout.of(clip.media_type, [clip.grid_thw])
             report = runner.sandbox.decode(
-                clip_job(clip, clip.source_uris[0]), SharedBuffer(layout.num_bytes), layout.rows_start
+                clip_job(clip, clip.sources[0]), SharedBuffer(layout.num_bytes), layout.rows_start
             )
             seconds += report.decode_seconds
     vision = checkpoint.vision

@@ -374,7 +374,7 @@ class OpenRun:
 
     def _commit_table(self) -> None:
         """Bring the compacted table up to date, where one is asked for; killed before its end, the next run does it."""
-        if self._config.output.compact:
+        if self._config.output.compact and self._makes is Kind.EMBEDDINGS:
             self._display.note("table: copying the embeddings into large files")
             compact_output(self._folder, require_held=self._lease.check)
 

@@ -144,6 +144,16 @@ def test_a_killed_retry_is_ended_by_embedding_the_whole_request_again(tmp_path: 
     assert verify_output(folder).ok
 
 
+def test_a_table_that_is_asked_for_is_made_of_the_embeddings_and_not_of_the_requests(
+    media: Path, tmp_path: Path
+) -> None:
+    config = Config.from_values({"model": "random:tiny", "output": {"compact": True}})
+    prepare(media / "i.png", tmp_path / "P", config=config, runner="local")
+    assert not (tmp_path / "P" / "table").exists()
+    embed(tmp_path / "P", tmp_path / "OUT", config=config, runner="local")
+    assert verify_output(OutputFolder(str(tmp_path / "OUT"))).num_table_rows == 1
+
+
 def test_requests_in_a_store_give_the_same_rows(media: Path, tmp_path: Path) -> None:
     source, url = media / "i.png", "memory://prepared/P"
     assert prepare(source, url, config=CONFIG, runner="local").num_requests == 1
