@@ -17,12 +17,10 @@ _LENGTH = struct.Struct("<I")
 def send_message(channel: socket.socket, message: dict[str, Any], handle: int | None = None) -> None:
     """Send one message, with a file handle if given. Raises OSError when the other side is gone."""
     body = json.dumps(message).encode("ascii")
-    header = _LENGTH.pack(len(body))
-    if handle is None:
-        channel.sendall(header)
-    else:
-        socket.send_fds(channel, [header], [handle])
-    channel.sendall(body)
+    data = _LENGTH.pack(len(body)) + body
+    num_sent = socket.send_fds(channel, [data], [handle]) if handle is not None else 0
+    if num_sent < len(data):
+        channel.sendall(data[num_sent:])
 
 
 def receive_message(channel: socket.socket) -> tuple[dict[str, Any], int | None]:

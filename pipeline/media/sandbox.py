@@ -13,7 +13,6 @@ once more at once, because it may be innocent; one that ended its decoder twice 
 """
 
 import time
-from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self
 
@@ -95,7 +94,7 @@ class Sandbox:
             raise RequestError(
                 f"{job.uri}: {num_bytes} bytes of patch rows at offset {offset} do not fit {buffer.num_bytes} bytes"
             )
-        message = {"do": "decode", "offset": offset, **asdict(job)}
+        message = {"do": "decode", "offset": offset, **{name: getattr(job, name) for name in ClipJob.__slots__}}
         video_seconds = (job.frame_indices[-1] + 1) / _FRAMES_PER_SECOND
         return ClipReport(**self._ask(message, buffer.handle, video_seconds, job.uri, Stage.DECODE)["report"])
 
