@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import isqrt
 from threading import Lock
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -78,11 +79,8 @@ class PositionTables(nn.Module):
     def _make(self, table: Tensor, height: int, width: int) -> GridPositions:
         rows, columns = merge_order(height, width, self._merge_size, table.device)
         angles = torch.cat([axis[:, None] * self.inverse_frequencies for axis in (rows, columns)], dim=1)
-        return GridPositions(
-            learned=_interpolate(table, rows, columns, height, width),
-            cos=angles.cos(),
-            sin=angles.sin(),
-        )
+        cos, sin = _cos_sin(angles)
+        return GridPositions(learned=_interpolate(table, rows, columns, height, width), cos=cos, sin=sin)
 
     def _keep(self, key: tuple[int, int], positions: GridPositions) -> None:
         self._cache[key] = positions
@@ -98,6 +96,19 @@ def merge_order(height: int, width: int, merge_size: int, device: torch.device) 
     rows = torch.arange(height, device=device).view(blocks[0], 1, merge_size, 1)
     columns = torch.arange(width, device=device).view(1, blocks[1], 1, merge_size)
     return rows.expand(blocks).flatten(), columns.expand(blocks).flatten()
+
+
+def _cos_sin(angles: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine, float32 like the angles.
+
+    On a CPU by numpy, rounded from float64: torch (2.13) calls MKL's vector library, which in one process of ten gives
+    its first cosines in fewer bits, even in float64, and a request's vectors with them.
+    """
+    if angles.device.type != "cpu":
+        return angles.cos(), angles.sin()
+    exact = angles.numpy().astype(np.float64)
+    cos, sin = (torch.from_numpy(function(exact).astype(np.float32)) for function in (np.cos, np.sin))
+    return cos, sin
 
 
 def _interpolate(table: Tensor, rows: Tensor, columns: Tensor, height: int, width: int) -> Tensor:

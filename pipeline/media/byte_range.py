@@ -20,6 +20,10 @@ class ByteRange:
         """The first byte behind it."""
         return self.start + self.num_bytes
 
+    def to_values(self) -> dict[str, int]:
+        """As plain values: the arguments that make it again."""
+        return {"start": self.start, "num_bytes": self.num_bytes}
+
 
 def open_range(file: BinaryIO, byte_range: ByteRange) -> BinaryIO:
     """Read a range of an open, seekable file as a file of its own, which closes the other with itself.

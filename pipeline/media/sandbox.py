@@ -70,7 +70,7 @@ class Sandbox:
             with_times: find every frame's presentation time too; reads the whole file.
         Raises: MediaError with Stage.PROBE; RunError when no decoder process can be started.
         """
-        place = None if byte_range is None else asdict(byte_range)
+        place = None if byte_range is None else byte_range.to_values()
         message = {"do": "probe", "uri": uri, "byte_range": place, "with_times": with_times}
         reply = self._ask(message, None, 0.0, uri, Stage.PROBE)["info"]
         times = reply["frame_times_seconds"]
@@ -95,6 +95,7 @@ class Sandbox:
                 f"{job.uri}: {num_bytes} bytes of patch rows at offset {offset} do not fit {buffer.num_bytes} bytes"
             )
         message = {"do": "decode", "offset": offset, **{name: getattr(job, name) for name in ClipJob.__slots__}}
+        message["byte_range"] = None if job.byte_range is None else job.byte_range.to_values()
         video_seconds = (job.frame_indices[-1] + 1) / _FRAMES_PER_SECOND
         return ClipReport(**self._ask(message, buffer.handle, video_seconds, job.uri, Stage.DECODE)["report"])
 

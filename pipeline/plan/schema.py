@@ -64,7 +64,7 @@ def flat_values(record: "DataclassInstance") -> dict[str, Any]:
 
 def place_values(byte_range: ByteRange | None) -> dict[str, int] | None:
     """As one value of BYTE_RANGE_TYPE."""
-    return None if byte_range is None else flat_values(byte_range)
+    return None if byte_range is None else byte_range.to_values()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
