@@ -71,7 +71,7 @@ def test_a_signal_ends_a_run_in_order_and_leaves_no_process_behind(
         assert wait_until(lambda: num_fragments(out) >= 2)
         os.killpg(command.pid, number)  # as a terminal does: the whole foreground group gets it
         stopped = command.finish(20)
-        assert wait_until(lambda: not command.processes(), 5)
+        assert wait_until(lambda: not command.processes(), 30)
     assert stopped.returncode == 1
     assert f"stopped by {number.name}" in stopped.stderr
     assert f"To go on: patchwire embed {videos} --out {out}" in stopped.stderr

@@ -52,7 +52,7 @@ def test_workers_killed_in_a_ray_run_cost_no_row_and_double_none(
                 send(pid, signal.SIGKILL)
                 killed.add(victim)
         ended = command.finish()
-        assert wait_until(lambda: not command.processes(), 10)
+        assert wait_until(lambda: not command.processes(), 30)
     assert {"(DecodeActor)", "(EncodeActor)"} <= killed
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert fragment_bytes(out) == fragment_bytes(undisturbed)
