@@ -63,7 +63,10 @@ class Worker:
             raise
         except Exception as error:  # a stranger's bytes can make a library raise anything
             code, text = _classify(error), f"{type(error).__name__}: {error}"
-            return {"code": code, "message": f"{uri}: expected decodable data: {text}"}
+            expected = "decodable data"
+            if code is ErrorCode.LIMIT_EXCEEDED:
+                expected = f"to need at most limits.max_decoder_bytes={self._limits.max_decoder_bytes}"
+            return {"code": code, "message": f"{uri}: expected {expected}: {text}"}
 
     def _probe(self, channel: socket.socket, uri: str, byte_range: ByteRange | None, with_times: bool) -> MediaInfo:
         with open_binary(uri, byte_range=byte_range, max_bytes=self._limits.max_file_bytes) as file:
