@@ -145,10 +145,10 @@ def crash(sandbox: Sandbox, clip: Clip) -> float:
 _ENDS = {"first start, everything is loaded": serve, "the clip alone": serve, "hung": hang, "crashed": crash}
 
 
-def measure_restarts(clip: Clip, config: Config, repeats: int) -> Iterator[dict[str, Any]]:
-    """How long a decoder is missed; a first start loads everything, which a restart is spared."""
+def measure_restarts(clip: Clip, config: Config, repeats: int, num_others: int) -> Iterator[dict[str, Any]]:
+    """How long a decoder is missed, alone and beside busy processes; a first start loads all, a restart nothing."""
     decode = DecodeConfig(timeout_seconds=_DEADLINE_SECONDS, timeout_per_video_second=0)
-    for num_busy in (0, os.cpu_count() or 1):
+    for num_busy in sorted({0, num_others}):
         seconds: dict[str, list[float]] = {what: [] for what in _ENDS}
         for _ in range(repeats):
             with Sandbox(decode, config.images, config.limits) as sandbox, busy_cores(num_busy):
@@ -169,6 +169,7 @@ def main() -> None:
     parser.add_argument("media", nargs="+")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--restarts", type=int, default=5)
+    parser.add_argument("--busy", type=int, default=os.cpu_count() or 1, help="processes that keep cores busy")
     parser.add_argument("--max-tokens", type=int, help="bound on merged tokens a frame; default: official sizes")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -182,7 +183,7 @@ def main() -> None:
         results.append(
             {"clock": clock, "in_process": summary(here), "sandbox": summary(there), "cost": summary(ratios)}
         )
-    restarts = list(measure_restarts(min(clips, key=num_bytes), config, arguments.restarts))
+    restarts = list(measure_restarts(min(clips, key=num_bytes), config, arguments.restarts, arguments.busy))
     print_table(
         ["clock", "in this process", "sandbox", "cost (lowest to highest of the rounds)"],
         [
