@@ -6,6 +6,13 @@ from contextlib import contextmanager
 
 import torch
 
+CUDA = torch.device("cuda")
+
+
+def cuda_noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    """The same numbers on every device, drawn on the CPU."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(CUDA, dtype)
+
 
 @contextmanager
 def syncs_forbidden() -> Iterator[None]:

@@ -35,7 +35,7 @@ from pipeline.request.layout import RequestLayout
 from pipeline.request.table import RequestMeta, wrap_request
 from pipeline.sink.lease import Lease
 from pipeline.sink.output import Kind, OutputFolder
-from pipeline.sink.run_record import RunRecord, installed_versions, read_run_record, write_run_record
+from pipeline.sink.run_record import RunRecord, read_run_record, write_run_record
 from pipeline.sink.schema import errors_schema
 from pipeline.stages.request_file import write_request
 
@@ -79,21 +79,12 @@ def store_precomputed(
     if read_run_record(folder) is not None:
         raise OutputError(f"output {folder.uri!r}: expected a new folder, it holds a run already")
     folder.create(Kind.REQUESTS)
-    config_hash = digest_values(settings.result_values, identity.model_id, identity.model_revision)
-    record = RunRecord(
-        started_at=utc_now(),
-        makes=Kind.REQUESTS.value,
-        model=identity,
-        config_hash=config_hash,
-        result_config=settings.result_values,
-        config=settings.model_dump(mode="json"),
-        versions=installed_versions(),
-    )
+    record = RunRecord.begun(settings, identity, Kind.REQUESTS, utc_now())
     with Lease(folder):
         write_run_record(folder, record)
         requests = tuple(_stored(folder, clips, settings.request.max_patches))
         plan = Plan(requests=requests, sources=_sources(requests), failures=())
-        write_plan(folder, PLAN_STEM, plan, errors_schema(model=identity, config_hash=config_hash))
+        write_plan(folder, PLAN_STEM, plan, errors_schema(model=identity, config_hash=record.config_hash))
         write_run_record(folder, replace(record, finished_at=utc_now(), counts={"requests": len(requests)}))
     return len(requests)
 

@@ -10,7 +10,6 @@ from typing import Literal, Self
 
 from pipeline.checkpoint import Checkpoint, official_checkpoint, resolve_model
 from pipeline.config import Config, override_config
-from pipeline.digest import digest_values
 from pipeline.errors import UsageError
 from pipeline.flow.error_rate import ErrorRate
 from pipeline.flow.forecast import measured_rates
@@ -51,7 +50,6 @@ from pipeline.sink.run_record import (
     check_purpose,
     check_same_requests,
     check_same_run,
-    installed_versions,
     read_run_record,
     require_run_record,
     write_run_record,
@@ -270,7 +268,7 @@ class OpenRun:
             remove_stale_temporaries(self._folder)
             drop_unfinished(self._folder)
             if existing is None:
-                write_run_record(self._folder, self._record())
+                write_run_record(self._folder, self._record)
             stack.pop_all()
         return self
 
@@ -323,7 +321,7 @@ class OpenRun:
     def _write_plan(self, stem: str, plan: Plan, written: Plan) -> None:
         self._lease.check()
         if plan != written:
-            schema = errors_schema(model=self._model, config_hash=self._config_hash)
+            schema = errors_schema(model=self._model, config_hash=self._record.config_hash)
             write_plan(self._folder, stem, plan, schema)
 
     def _execute(self, plans: Iterable[Plan], runner: Runner) -> RunSummary:
@@ -344,7 +342,7 @@ class OpenRun:
         self._commit_table()
         summary = self._summary(planned, progress, time.monotonic() - started)
         rates = measured_rates(planned.work, progress, self._checkpoint.vision, self._config)
-        write_run_record(self._folder, finished_record(self._record(), summary, progress, rates))
+        write_run_record(self._folder, finished_record(self._record, summary, progress, rates))
         return summary
 
     def _waves(self, plans: Iterable[Plan], planned: Planned, progress: Progress) -> Iterator[list[RequestPlan]]:
@@ -381,13 +379,13 @@ class OpenRun:
     def _resolve_model(self) -> None:
         self._checkpoint = resolve_model(self._config.model)
         self._model = identity_of(self._checkpoint)
-        self._config_hash = digest_values(
-            self._config.result_values, self._model.model_id, self._model.model_revision, self._model.random_weights
-        )
+        self._record = RunRecord.begun(self._config, self._model, self._makes, self._started_at)
 
     def _job(self) -> Job:
         output = self._config.output
-        settings = RowSettings(model=self._model, config_hash=self._config_hash, level=output.level, dtype=output.dtype)
+        settings = RowSettings(
+            model=self._model, config_hash=self._record.config_hash, level=output.level, dtype=output.dtype
+        )
         target = WriteTarget(output_uri=self._folder.uri, settings=settings)
         return Job(
             config=self._config,
@@ -418,17 +416,6 @@ class OpenRun:
 
     def _count_errors(self) -> int:
         return sum(count_rows(self._folder, Kind.ERRORS, stem) for stem in self._folder.fragments(Kind.ERRORS))
-
-    def _record(self) -> RunRecord:
-        return RunRecord(
-            started_at=self._started_at,
-            makes=self._makes.value,
-            model=self._model,
-            config_hash=self._config_hash,
-            result_config=self._config.result_values,
-            config=self._config.model_dump(mode="json"),
-            versions=installed_versions(),
-        )
 
 
 def identity_of(checkpoint: Checkpoint) -> ModelIdentity:

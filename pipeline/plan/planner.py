@@ -98,8 +98,8 @@ def _split(listing: Listing, known: Plan) -> tuple[list[SourceRecord], list[Fail
         if _is_same(record, listed.get(_span_of(record)))
         and not (record.num_clips == 0 and record.source_uri in retried)
     }
-    stale = {item.uri: item for item in listing.items if _span(item) not in unchanged}
     kept, again = [], dict.fromkeys(item for item in listing.items if _span(item) not in unchanged)
+    stale = {item.uri: item for item in again}
     for record in known.sources:
         if record.num_clips or record.source_uri not in stale.keys() | unlistable:
             kept.append(record)

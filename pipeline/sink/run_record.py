@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import BinaryIO, Self
 
+from pipeline.config import Config
+from pipeline.digest import digest_values
 from pipeline.errors import OutputError, OutputMismatchError
 from pipeline.sink.atomic import write_atomically
 from pipeline.sink.output import RUN_RECORD, Kind, OutputFolder
@@ -51,6 +53,19 @@ class RunRecord:
     timings_seconds: Mapping[str, float] = field(default_factory=dict)
     bottleneck: str | None = None
     rates: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def begun(cls, config: Config, model: ModelIdentity, makes: Kind, started_at: str) -> Self:
+        """A run that starts now, with the hash of what decides its rows."""
+        return cls(
+            started_at=started_at,
+            makes=makes.value,
+            model=model,
+            config_hash=digest_values(config.result_values, model.model_id, model.model_revision, model.random_weights),
+            result_config=config.result_values,
+            config=config.model_dump(mode="json"),
+            versions=installed_versions(),
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Self:

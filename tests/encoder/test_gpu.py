@@ -12,7 +12,7 @@ from pipeline.encoder.kernels import FLOAT8, TorchKernels, make_kernels
 from pipeline.encoder.memory import peak_bytes
 from pipeline.encoder.pixels import PixelNormalizer
 from pipeline.encoder.positions import PositionTables
-from tests.cuda import syncs_forbidden
+from tests.cuda import CUDA, cuda_noise, syncs_forbidden
 from tests.encoder.factories import (
     CPU,
     MIXED_GRIDS,
@@ -27,7 +27,6 @@ from tests.encoder.factories import (
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
-CUDA = torch.device("cuda")
 LEVELS = ["clip", "frame", "token"]
 RECIPES = [Preprocessing(), Preprocessing(mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28))]
 
@@ -128,10 +127,6 @@ def test_encoding_copies_nothing_from_the_host_even_for_a_new_grid(level):
     assert [name for name in names if "HtoD" in name or "DtoH" in name] == []
 
 
-def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(CUDA, dtype)
-
-
 @pytest.mark.parametrize("num_frames", [1, 2], ids=["image", "video"])
 @pytest.mark.parametrize("num_rows", [1, 3, 1000])
 def test_pixels_of_unaligned_rows_are_those_of_torch(num_rows, num_frames):
@@ -147,11 +142,11 @@ def test_pixels_of_unaligned_rows_are_those_of_torch(num_rows, num_frames):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("rows", "dim", "times"), [(1, 1024, 1), (77, 1152, 1), (33, 768, 1), (5, 1152, 4)])
 def test_layer_norm_with_an_offset_is_rounded_once(rows, dim, times, dtype):
-    hidden, offset = noise(rows, dim * times, dtype=dtype), noise(dim, seed=1, dtype=torch.float32)
+    hidden, offset = cuda_noise(rows, dim * times, dtype=dtype), cuda_noise(dim, seed=1, dtype=torch.float32)
     norm = torch.nn.LayerNorm(dim * times, eps=1e-6).to(CUDA, dtype)
     norm.weight.data, norm.bias.data = (
-        1 + noise(dim * times, seed=2, dtype=dtype),
-        noise(dim * times, seed=3, dtype=dtype),
+        1 + cuda_noise(dim * times, seed=2, dtype=dtype),
+        cuda_noise(dim * times, seed=3, dtype=dtype),
     )
     exact = torch.nn.functional.layer_norm(
         hidden.double() + offset.double().repeat(times), (dim * times,), norm.weight.double(), norm.bias.double(), 1e-6
@@ -165,8 +160,8 @@ def test_layer_norm_with_an_offset_is_rounded_once(rows, dim, times, dtype):
 @pytest.mark.parametrize("head_dim", [64, 72])
 @pytest.mark.parametrize(("num_heads", "period", "times"), [(16, 24, 5), (2, 20, 1), (12, 7, 3)])
 def test_rotation_in_place_has_torchs_values(num_heads, period, times, head_dim, dtype):
-    qkv = noise(period * times, 3, num_heads, head_dim, dtype=dtype)
-    angles = noise(period, head_dim // 2, seed=1, dtype=torch.float32) * 30
+    qkv = cuda_noise(period * times, 3, num_heads, head_dim, dtype=dtype)
+    angles = cuda_noise(period, head_dim // 2, seed=1, dtype=torch.float32) * 30
     turned, expected = qkv.clone(), qkv.clone()
     make_kernels(CUDA).rotate_(turned, angles.cos(), angles.sin())
     TorchKernels().rotate_(expected, angles.cos(), angles.sin())
@@ -179,7 +174,7 @@ def test_rotation_in_place_has_torchs_values(num_heads, period, times, head_dim,
 @pytest.mark.parametrize("head_dim", [16, 32, 64, 72, 80, 128])
 @pytest.mark.parametrize("grids", [[(3, 28, 28)], [(2, 30, 52)], [(300, 2, 2)], [(5, 8, 8)], MIXED_GRIDS])
 def test_attention_is_no_further_from_float64_than_torchs(grids, head_dim):
-    qkv = noise(num_patches(grids), 3, 4, head_dim)
+    qkv = cuda_noise(num_patches(grids), 3, 4, head_dim)
     runs = frame_runs(grids)
     exact = attend(qkv.double(), runs)
     ours, torchs = make_kernels(CUDA).attend(qkv, runs), attend(qkv, runs)
@@ -189,7 +184,7 @@ def test_attention_is_no_further_from_float64_than_torchs(grids, head_dim):
 
 def test_gelu_of_a_product_is_no_further_from_float64_than_torchs():
     linear = torch.nn.Linear(1152, 4304).to(CUDA, torch.bfloat16).requires_grad_(False)
-    hidden = noise(500, 1152)
+    hidden = cuda_noise(500, 1152)
     exact = torch.nn.functional.gelu(
         hidden.double() @ linear.weight.double().t() + linear.bias.double(), approximate="tanh"
     )

@@ -5,6 +5,7 @@ import torch
 
 from pipeline.encoder.encode import Encoder
 from pipeline.encoder.kernels import FLOAT8, Float8Rows, TorchKernels, make_kernels
+from tests.cuda import CUDA, cuda_noise
 from tests.encoder.factories import (
     CPU,
     MIXED_GRIDS,
@@ -17,12 +18,7 @@ from tests.encoder.factories import (
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
-CUDA = torch.device("cuda")
 SHAPES = [(1, 1024), (77, 1152), (33, 4304), (500, 4096)]
-
-
-def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(CUDA, dtype)
 
 
 def assert_same_rows(ours: Float8Rows, torchs: Float8Rows) -> None:
@@ -35,7 +31,7 @@ def assert_same_rows(ours: Float8Rows, torchs: Float8Rows) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_rows_are_rounded_as_by_torch(shape):
-    values = noise(*shape)
+    values = cuda_noise(*shape)
     assert_same_rows(make_kernels(CUDA).to_float8(values), TorchKernels().to_float8(values))
 
 
@@ -47,15 +43,15 @@ def test_rows_of_zeros_stay_zeros():
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_gelu_is_torchs_even_far_from_zero(shape):
-    values, bias = noise(*shape) * 6, noise(shape[1], seed=1)
+    values, bias = cuda_noise(*shape) * 6, cuda_noise(shape[1], seed=1)
     assert_same_rows(make_kernels(CUDA).gelu_to_float8(values, bias), TorchKernels().gelu_to_float8(values, bias))
 
 
 @pytest.mark.parametrize("has_late", [True, False])
 @pytest.mark.parametrize("shape", SHAPES[:2])
 def test_what_is_late_is_added_before_the_normalisation(shape, has_late):
-    hidden, late = noise(*shape), noise(*shape, seed=1) if has_late else None
-    offset = noise(shape[1], seed=2, dtype=torch.float32)
+    hidden, late = cuda_noise(*shape), cuda_noise(*shape, seed=1) if has_late else None
+    offset = cuda_noise(shape[1], seed=2, dtype=torch.float32)
     norm = torch.nn.LayerNorm(shape[1], eps=1e-6).to(CUDA, torch.bfloat16).requires_grad_(False)
     streams = hidden.clone(), hidden.clone()
     ours = make_kernels(CUDA).layer_norm_float8(streams[0], late, offset, norm)
@@ -68,8 +64,8 @@ def test_what_is_late_is_added_before_the_normalisation(shape, has_late):
 @pytest.mark.parametrize("num_rows", [1, 7, 196, 1000])
 def test_a_product_is_torchs_for_any_number_of_rows(num_rows, with_bias):
     kernels = TorchKernels()
-    rows, weight = kernels.to_float8(noise(num_rows, 1152)), kernels.to_float8(noise(3456, 1152, seed=1))
-    bias = noise(3456, seed=2) if with_bias else None
+    rows, weight = kernels.to_float8(cuda_noise(num_rows, 1152)), kernels.to_float8(cuda_noise(3456, 1152, seed=1))
+    bias = cuda_noise(3456, seed=2) if with_bias else None
     ours = make_kernels(CUDA).float8_product(rows, weight, bias)
     assert relative_error(ours.float(), kernels.float8_product(rows, weight, bias).float()) <= 1e-2
 
