@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.encoder.attention import FrameRun, attend, rotate
+from pipeline.encoder.hopper_attention import find_flash_attention
 
 _LOG = logging.getLogger(__name__)
 FLOAT8 = torch.float8_e4m3fn
@@ -101,7 +102,10 @@ class Kernels(Protocol):
 
 
 def make_kernels(device: torch.device) -> Kernels:
-    """The fastest kernels for a device; plain torch, with a warning, where Triton or its C compiler is missing."""
+    """The fastest kernels for a device; plain torch, with a warning, where Triton or its C compiler is missing.
+
+    On Hopper with the `hopper` extra, FlashAttention 4 does the attention of large temporal patches.
+    """
     if device.type != "cuda":
         return TorchKernels()
     if not any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang")):
@@ -112,7 +116,7 @@ def make_kernels(device: torch.device) -> Kernels:
     except ImportError as error:
         _LOG.warning("plain_torch_kernels reason=no_triton error=%s", error)
         return TorchKernels()
-    return TritonKernels()
+    return TritonKernels(find_flash_attention(device))
 
 
 class TorchKernels:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.encoder.attention import FrameRun, attend
+from pipeline.encoder.hopper_attention import HopperAttention
 from pipeline.encoder.kernels import FLOAT8, FLOAT8_MAX, Float8Rows
 
 _LOG2_E = math.log2(math.e)
@@ -218,7 +219,14 @@ def _attend(
 
 
 class TritonKernels:
-    """`Kernels` for CUDA. Tile sizes are those that were fastest on an H100 (docs/gpu.md has the figures)."""
+    """`Kernels` for CUDA. Tile sizes are those that were fastest on an H100 (docs/gpu.md has the figures).
+
+    Args:
+        flash: serves the runs that it takes, if it is there.
+    """
+
+    def __init__(self, flash: HopperAttention | None = None) -> None:
+        self._flash = flash
 
     def normalise(
         self, patch_rows: Tensor, mean: Tensor, std: Tensor, shape: tuple[int, int, int], dtype: torch.dtype
@@ -292,34 +300,47 @@ class TritonKernels:
         )
 
     def attend(self, qkv: Tensor, runs: Sequence[FrameRun]) -> Tensor:
-        """One kernel a run of equal temporal patches, planned for none; float32 is torch's."""
+        """One kernel a run of equal temporal patches, planned for none, or FlashAttention's; float32 is torch's."""
         num_patches, _, heads, head_dim = qkv.shape
         if qkv.dtype == torch.float32 or head_dim < _LEAST_DOT or head_dim % 8:
             return attend(qkv, runs)
+        if len(runs) == 1 and self._is_flashs(runs[0], head_dim):
+            return self._flash(qkv, runs[0])
         output = torch.empty((num_patches, heads * head_dim), dtype=qkv.dtype, device=qkv.device)
         start = 0
         for run in runs:
             stop = start + run.num_frames * run.num_patches
-            _attend[(triton.cdiv(run.num_patches, _BLOCK) * run.num_frames * heads,)](
-                qkv[start:stop],
-                output[start:stop],
-                run.num_patches,
-                head_dim**-0.5 * _LOG2_E,
-                HEADS=heads,
-                HEAD_DIM=head_dim,
-                CHANNELS=triton.next_power_of_2(head_dim),
-                BLOCK=_BLOCK,
-                num_warps=4,
-                num_stages=3,
-            )
+            if self._is_flashs(run, head_dim):
+                output[start:stop] = self._flash(qkv[start:stop], run)
+            else:
+                _launch_attend(qkv[start:stop], output[start:stop], run)
             start = stop
         return output
+
+    def _is_flashs(self, run: FrameRun, head_dim: int) -> bool:
+        return self._flash is not None and self._flash.takes(run, head_dim)
 
     def linear_gelu(self, hidden: Tensor, linear: nn.Linear) -> Tensor:
         """One product with the GELU in its epilogue, taken of the float32 sum; cuBLAS has the tanh one."""
         if hidden.dtype == torch.float32:
             return functional.gelu(linear(hidden), approximate="tanh")
         return torch._addmm_activation(linear.bias, hidden, linear.weight.t(), use_gelu=True)
+
+
+def _launch_attend(qkv: Tensor, output: Tensor, run: FrameRun) -> None:
+    _, _, heads, head_dim = qkv.shape
+    _attend[(triton.cdiv(run.num_patches, _BLOCK) * run.num_frames * heads,)](
+        qkv,
+        output,
+        run.num_patches,
+        head_dim**-0.5 * _LOG2_E,
+        HEADS=heads,
+        HEAD_DIM=head_dim,
+        CHANNELS=triton.next_power_of_2(head_dim),
+        BLOCK=_BLOCK,
+        num_warps=4,
+        num_stages=3,
+    )
 
 
 def _empty_float8(like: Tensor) -> Float8Rows:

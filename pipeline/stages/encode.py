@@ -18,6 +18,7 @@ from pipeline.encoder.kernels import FLOAT8
 from pipeline.request.table import META_SCHEMA, Request, unwrap_request
 from pipeline.stages.encoded import ENCODED_SCHEMA
 
+_WARM_UP_SIDE = 20  # merged patches: large enough for every attention kernel
 NUM_SLOTS = 3  # one being filled, one on its way, one arrived
 
 
@@ -99,11 +100,12 @@ class Encode:
         return pa.table(arrays).cast(ENCODED_SCHEMA)
 
     def _warm_up(self, device: torch.device) -> None:
-        """Compile the kernels, or find them in Triton's cache: the least grid of a picture and of a video."""
-        side = self._encoder.spec.spatial_merge_size
+        """Compile the kernels, or find them in a cache: the least and a large grid of a picture and of a video."""
+        merge = self._encoder.spec.spatial_merge_size
         for row_bytes in self._encoder.row_bytes:
-            rows = torch.zeros((side * side, row_bytes), dtype=torch.uint8, device=device)
-            to_host(self._encoder.encode(rows, [(1, side, side)], self._output).vectors)
+            for side in (merge, _WARM_UP_SIDE * merge):
+                rows = torch.zeros((side * side, row_bytes), dtype=torch.uint8, device=device)
+                to_host(self._encoder.encode(rows, [(1, side, side)], self._output).vectors)
 
     def _encode(self, request: Request) -> _OnHost:
         layout = request.meta.layout

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks import (
+    attention,
     chart,
     decode,
     encoder,
@@ -43,6 +44,18 @@ def test_the_encoder_is_as_exact_as_transformers(
     assert [result["grid"] for result in results] == ["2x4x4", "1x4x6"]
     assert all(result["error"] < 1e-5 for result in results)
     assert all(result["transfer"] == "view" for result in results)
+
+
+def test_attention_is_timed_for_each_size(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--frames", "2x16", "--frames", "1x20", "--heads", "2", "--repeats", "1"]
+    results = run(attention.main, arguments, monkeypatch, capsys)["results"]
+    assert [(result["head_dim"], result["frames"]) for result in results] == [
+        (64, "2x16"),
+        (64, "1x20"),
+        (72, "2x16"),
+        (72, "1x20"),
+    ]
+    assert all(result["error"] < 1e-5 and result["seconds"] > 0 for result in results)
 
 
 def test_records_become_a_chart_with_a_bar_for_each_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

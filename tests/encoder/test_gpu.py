@@ -27,6 +27,7 @@ from tests.encoder.factories import (
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
+LARGE_GRIDS = [(1, 28, 28), (2, 40, 40), (1, 4, 4)]
 LEVELS = ["clip", "frame", "token"]
 RECIPES = [Preprocessing(), Preprocessing(mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28))]
 
@@ -172,7 +173,7 @@ def test_rotation_in_place_has_torchs_values(num_heads, period, times, head_dim,
 
 
 @pytest.mark.parametrize("head_dim", [16, 32, 64, 72, 80, 128])
-@pytest.mark.parametrize("grids", [[(3, 28, 28)], [(2, 30, 52)], [(300, 2, 2)], [(5, 8, 8)], MIXED_GRIDS])
+@pytest.mark.parametrize("grids", [[(3, 28, 28)], [(2, 30, 52)], [(300, 2, 2)], [(5, 8, 8)], MIXED_GRIDS, LARGE_GRIDS])
 def test_attention_is_no_further_from_float64_than_torchs(grids, head_dim):
     qkv = cuda_noise(num_patches(grids), 3, 4, head_dim)
     runs = frame_runs(grids)
@@ -226,6 +227,19 @@ def test_graphs_give_the_same_bits_as_no_graphs(dtype, level, row_bytes):
         assert torch.equal(*vectors)
     assert with_graphs._graphs.num_graphs == 2
     assert without._graphs.num_graphs == 0
+
+
+@pytest.mark.parametrize("head_dim", [64, 72])
+def test_graphs_of_large_frames_give_the_same_bits_too(head_dim):
+    checkpoint, output = make_checkpoint(make_spec(head_dim)), make_output("clip")
+    with_graphs, without = (
+        Encoder(checkpoint, device=CUDA, dtype=torch.bfloat16, max_graphs=max_graphs) for max_graphs in (8, 0)
+    )
+    for seed in range(3):
+        rows = make_rows([(3, 40, 40)], seed=seed).to(CUDA)
+        vectors = [encoder.encode(rows, [(3, 40, 40)], output).vectors for encoder in (with_graphs, without)]
+        assert torch.equal(*vectors)
+    assert with_graphs._graphs.num_graphs == 1
 
 
 def test_dummy_frames_change_a_vector_by_rounding_at_most():
