@@ -5,7 +5,8 @@
 
 Small media, so that what is measured is everything but decoding and encoding: every run embeds `--counts` distinct
 images (or videos of eight frames) with a tiny random model, in a process of its own, whose peak memory is the driver's.
-Linear is a flat `ms a clip`; bounded is a flat `driver MB`.
+Linear is a flat `ms a clip`; bounded is a flat `driver MB`. `beside percent` is the share that is neither decoding nor
+the encoder (or its start), which says something for `--runner local`, where they take turns.
 
 With `--simulate-headers` only planning is measured, of that many images whose headers are made up: listing, shards,
 clips, packing, and the plan written as an output keeps it. `listing MB` is there before planning begins.
@@ -45,13 +46,12 @@ _MEGABYTE = 1 << 20
 _FILES_PER_FOLDER = 1000
 
 
-def make_images(folder: Path, count: int) -> None:
-    """Distinct pictures of 64 x 64 pixels: the encoder sees them at 256 x 256."""
-    base = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+def make_images(folder: Path, count: int, side: int) -> None:
+    """JPEG pictures with other bytes each; below 256 pixels a side, the encoder sees them at 256 x 256."""
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    picture = Image.fromarray(noise).resize((side, side), Image.Resampling.BICUBIC)
     for number in range(count):
-        picture = base.copy()
-        picture[0, 0] = number % 256, number // 256 % 256, number // 65_536
-        Image.fromarray(picture).save(_path(folder, number, "png"), compress_level=1)
+        picture.save(_path(folder, number, "jpg"), quality=85, comment=f"{number}")
 
 
 def make_videos(folder: Path, count: int) -> None:
@@ -95,6 +95,7 @@ def run_once(folder: str, out: str, workers: int, arguments: argparse.Namespace)
     )
     summary = embed(folder, out, config=config, runner=arguments.runner)
     timings = json.loads((Path(out) / "run.json").read_text())["timings_seconds"]
+    codecs = timings["decode"] + timings["encode"] + timings["encoder_start"]
     return {
         "clips": summary.num_clips,
         "workers": workers,
@@ -104,6 +105,7 @@ def run_once(folder: str, out: str, workers: int, arguments: argparse.Namespace)
         "plan_seconds": timings["plan"],
         "decode_seconds": timings["decode"],
         "encode_seconds": timings["encode"],
+        "beside_percent": 100 * (1 - codecs / summary.elapsed_seconds),
         "ms_per_clip": 1e3 * summary.elapsed_seconds / summary.num_clips,
         "driver_cpu_seconds": time.process_time(),
         "driver_megabytes": peak_megabytes(),
@@ -186,7 +188,10 @@ def measure_runs(arguments: argparse.Namespace, place: Path) -> list[dict[str, A
     for count in arguments.counts:
         folder = place / f"media-{count}"
         folder.mkdir()
-        (make_images if arguments.kind == "images" else make_videos)(folder, count)
+        if arguments.kind == "images":
+            make_images(folder, count, arguments.side)
+        else:
+            make_videos(folder, count)
         for workers in arguments.workers:
             out = place / "OUT"
             results.append(in_fresh_process(run_once, str(folder), str(out), workers, arguments))
@@ -211,6 +216,7 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[100, 1000, 10_000])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="decode workers")
     parser.add_argument("--kind", choices=("images", "videos"), default="images")
+    parser.add_argument("--side", type=int, default=64, help="pixels of an image's side")
     parser.add_argument("--runner", choices=("ray", "local"), default="ray")
     parser.add_argument("--max-patches", type=int, default=8192, help="of a request; an image here is 256")
     parser.add_argument("--shard-sources", type=int, default=Config().sources.shard_sources)
