@@ -39,13 +39,14 @@ class Survey:
     cpu_seconds: float
 
 
-def survey(sources: list[str], config: Config) -> Survey:
-    """Plan a corpus and decode every clip of it once, one after the other."""
+def survey(sources: list[str], config: Config, *, with_decoding: bool) -> Survey:
+    """Plan a corpus and, if that is wanted, decode every clip of it once, one after the other."""
     with LocalRunner(config) as runner:
         made, checkpoint = plan_only(sources, config, runner)
         plans = list(made)
         seconds = 0.0
-        for clip in (clip for plan in plans for request in plan.requests for clip in request.clips):
+        requests = [request for plan in plans for request in plan.requests] if with_decoding else []
+        for clip in (clip for request in requests for clip in request.clips):
             layout = RequestLayout.of(clip.media_type, [clip.grid_thw])
             report = runner.sandbox.decode(
                 clip_job(clip, clip.sources[0]), SharedBuffer(layout.num_bytes), layout.rows_start
@@ -66,9 +67,9 @@ def run_once(sources: list[str], out: str, config: Config, runner: RunnerName) -
     }
 
 
-def compare(found: Survey, config: Config, measured: dict[str, Any], first: str) -> dict[str, Any]:
+def compare(found: Survey, config: Config, measured: dict[str, Any], first: str, num_gpus: int) -> dict[str, Any]:
     """One run beside what is predicted for it, with the defaults and with the first run's rates."""
-    cluster = machine(config, num_gpus=0)
+    cluster = machine(config, num_gpus=num_gpus)
     default = rates_for(found.vision)
     predicted = predict(found.work, cluster, default)
     return {
@@ -89,12 +90,15 @@ def main() -> None:
     parser.add_argument("sources", nargs="+")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="decode workers")
     parser.add_argument("--runner", choices=("ray", "local"), default="ray", help="predictions are for ray")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs here; without any, the CPU encodes")
+    parser.add_argument("--no-decode-cpu", action="store_true", help="leave the serial pass over all clips out")
     parser.add_argument("--model", default="random:tiny")
     parser.add_argument("--config", help="a YAML file, or the name of a preset")
     parser.add_argument("--set", action="append", default=[], dest="settings", help="section.key=value of the config")
     arguments = parser.parse_args()
-    config = load_config(arguments.config, [*arguments.settings, "encode.device=cpu"], arguments.model)
-    found = survey(arguments.sources, config)
+    device = "cuda" if arguments.gpus else "cpu"
+    config = load_config(arguments.config, [f"encode.device={device}", *arguments.settings], arguments.model)
+    found = survey(arguments.sources, config, with_decoding=not arguments.no_decode_cpu)
     results = []
     with tempfile.TemporaryDirectory() as place:
         first = str(Path(place) / "0")
@@ -103,7 +107,7 @@ def main() -> None:
             measured = in_fresh_process(
                 run_once, arguments.sources, str(Path(place) / str(number)), used, arguments.runner
             )
-            results.append(compare(found, used, measured, first))
+            results.append(compare(found, used, measured, first, arguments.gpus))
     print_table(
         [name.replace("_", " ") for name in results[0]],
         [[f"{value:.1f}" if isinstance(value, float) else value for value in row.values()] for row in results],
