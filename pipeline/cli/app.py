@@ -252,9 +252,13 @@ def verify(out: Output, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def compact(out: Output) -> None:
+def compact(
+    out: Output,
+    lance: Annotated[bool, typer.Option("--lance", help="Into a Lance dataset, OUT/embeddings.lance.")] = False,
+) -> None:
     """Copy the embeddings into a few large files below OUT/table, listed by its manifest."""
     from pipeline.sink.compact import compact_output
+    from pipeline.sink.lance_commit import commit_lance
     from pipeline.sink.lease import Lease
     from pipeline.sink.output import OutputFolder
     from pipeline.sink.run_record import require_run_record
@@ -262,8 +266,10 @@ def compact(out: Output) -> None:
     folder = OutputFolder(out)
     require_run_record(folder)
     with stoppable(), Lease(folder) as lease:
-        manifest = compact_output(folder, require_held=lease.check)
-    render.manifest(manifest, folder.uri)
+        if lance:
+            render.lance_table(commit_lance(folder, require_held=lease.check))
+        else:
+            render.manifest(compact_output(folder, require_held=lease.check), folder.uri)
 
 
 @app.command()

@@ -39,9 +39,11 @@ from pipeline.plan.retry import failed_media
 from pipeline.plan.schema import RequestPlan
 from pipeline.plan.shards import ShardLimits, cut
 from pipeline.sink.atomic import remove_stale_temporaries
-from pipeline.sink.compact import compact_output
+from pipeline.sink.compact import TABLE, compact_output
 from pipeline.sink.embeddings import RowSettings
 from pipeline.sink.fragments import count_rows
+from pipeline.sink.lance_commit import commit_lance
+from pipeline.sink.lance_table import require_lance
 from pipeline.sink.lease import Lease
 from pipeline.sink.output import Kind, OutputFolder
 from pipeline.sink.run_record import (
@@ -239,8 +241,8 @@ def plan_in_shards(listing: Listing, probe: Prober, recipe: Recipe) -> Iterator[
 class OpenRun:
     """One run of one output folder, from the moment it holds the lease; a context manager that gives it back.
 
-    Raises: on entry OutputBusyError, OutputMismatchError, ModelError, or OutputError where the folder cannot be
-        written.
+    Raises: on entry OutputBusyError, OutputMismatchError, ModelError, UsageError where a Lance dataset is asked for
+        and cannot be had, or OutputError where the folder cannot be written.
     """
 
     def __init__(self, config: Config, folder: OutputFolder, display: Display, makes: Kind = Kind.EMBEDDINGS) -> None:
@@ -258,6 +260,8 @@ class OpenRun:
         existing = read_run_record(self._folder)
         if existing is not None:
             check_purpose(self._folder, existing, self._makes)
+        if self._config.output.compact == "lance" and self._makes is Kind.EMBEDDINGS:
+            require_lance(self._folder)
         self._folder.create(self._makes)
         with ExitStack() as stack:
             stack.enter_context(self._lease)
@@ -339,8 +343,8 @@ class OpenRun:
                 self._rate.check_clips(progress)
         self._lease.check()
         end_retry(self._folder)
-        self._commit_table()
-        summary = self._summary(planned, progress, time.monotonic() - started)
+        table = self._commit_table()
+        summary = self._summary(planned, progress, time.monotonic() - started, table)
         rates = measured_rates(planned.work, progress, self._checkpoint.vision, self._config)
         write_run_record(self._folder, finished_record(self._record, summary, progress, rates))
         return summary
@@ -370,11 +374,21 @@ class OpenRun:
                 yield missing
             del missing  # or a shard's clips would still be here while the next one is planned
 
-    def _commit_table(self) -> None:
-        """Bring the compacted table up to date, where one is asked for; killed before its end, the next run does it."""
-        if self._config.output.compact and self._makes is Kind.EMBEDDINGS:
+    def _commit_table(self) -> str | None:
+        """Bring the copy of the embeddings up to date, where one is asked for, and say where it is.
+
+        Killed before its end, the next run does it.
+        """
+        wanted = self._config.output.compact if self._makes is Kind.EMBEDDINGS else False
+        if wanted == "lance":
+            self._display.note("table: copying new embeddings into the Lance dataset")
+            dataset = commit_lance(self._folder, require_held=self._lease.check)
+            return None if dataset is None else dataset.uri
+        if wanted:
             self._display.note("table: copying the embeddings into large files")
-            compact_output(self._folder, require_held=self._lease.check)
+            manifest = compact_output(self._folder, require_held=self._lease.check)
+            return f"{self._folder.uri}/{TABLE}/{manifest.generation}"
+        return None
 
     def _resolve_model(self) -> None:
         self._checkpoint = resolve_model(self._config.model)
@@ -395,9 +409,10 @@ class OpenRun:
             makes=self._makes,
         )
 
-    def _summary(self, planned: Planned, progress: Progress, elapsed_seconds: float) -> RunSummary:
+    def _summary(self, planned: Planned, progress: Progress, elapsed_seconds: float, table: str | None) -> RunSummary:
         return RunSummary(
             output=self._folder.uri,
+            table=table,
             num_sources=planned.num_sources,
             num_clips=planned.num_clip_rows,
             num_clips_done_before=planned.num_clip_rows - progress.num_clips,
