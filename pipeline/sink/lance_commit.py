@@ -14,7 +14,9 @@ Source: pylance 14, `LanceFragment.create`, `LanceOperation.Update` and `Overwri
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, BinaryIO
 
 import pyarrow as pa
@@ -93,8 +95,9 @@ def commit_lance(
     kept = [file for file in files if file.is_current] if is_extended else []
     missing = _missing(folder, request_ids, kept)
     if missing:
-        kept = [file for file in kept if file.part is not None and file.part.num_bytes * 2 >= part_bytes]
-        missing = _missing(folder, request_ids, kept)
+        small = [file for file in kept if file.part is not None and file.part.num_bytes * 2 < part_bytes]
+        kept = [file for file in kept if file not in small]
+        missing = sorted({*missing, *(request_id for file in small for request_id in file.request_ids)})
     if dataset is not None and is_extended and len(kept) == len(files) and not missing:
         return _cleaned(folder, dataset)
     mode = "append" if is_extended else "overwrite"
@@ -147,18 +150,22 @@ def _schema(folder: OutputFolder, request_id: str) -> pa.Schema:
 
 
 class _Copying:
-    """The rows of some fragments as they go by, and what was copied; iterated once, by Lance.
+    """The rows of some fragments as they go by, and what was copied; iterated once, by Lance, in a thread.
 
-    Lance makes a message of whatever is raised in here, so the error itself is kept for whoever asked.
+    Lance makes a message of whatever is raised in here, so the error itself is kept for whoever asked. Where that is
+    interrupted it sets `is_stopped`, and no more rows come.
     """
 
     def __init__(self, folder: OutputFolder, request_ids: Sequence[str], schema: pa.Schema) -> None:
         self._folder, self._request_ids, self._schema = folder, request_ids, schema
         self.copied: list[CompactedFragment] = []
         self.failure: OutputError | None = None
+        self.is_stopped = False
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         for request_id in self._request_ids:
+            if self.is_stopped:
+                raise RuntimeError("stopped")
             num_rows = 0
             try:
                 for batch in stream_batches(self._folder, Kind.EMBEDDINGS, request_id):
@@ -180,11 +187,18 @@ def _write_file(
 
     copying = _Copying(folder, request_ids, schema)
     reader = pa.RecordBatchReader.from_batches(schema, iter(copying))
-    with explained(folder, "cannot be written"):
+    write = partial(
+        LanceFragment.create, dataset_uri(folder), reader, mode=mode, storage_options=storage_options(folder)
+    )
+    # Lance does not look at signals while it writes: in the main thread it would hold up Ctrl-C to the end of the file.
+    with explained(folder, "cannot be written"), ThreadPoolExecutor(max_workers=1) as thread:
         try:
-            made = LanceFragment.create(dataset_uri(folder), reader, mode=mode, storage_options=storage_options(folder))
+            made = thread.submit(write).result()
         except OSError as error:
             raise (copying.failure or error) from error
+        except BaseException:
+            copying.is_stopped = True
+            raise
     name = file_name(made)
     make_durable(folder, name)
     part = Part(name=name, num_rows=made.physical_rows, num_bytes=folder.size(name), fragments=tuple(copying.copied))

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 DATASET = "embeddings.lance"
 BOOKS = f"{DATASET}.json"
 _BATCH_ROWS = 1024
-_READAHEAD_BATCHES = 2
-_READ_BUFFER_BYTES = 64 << 20
+_READAHEAD_BATCHES = 1
+_READ_BUFFER_BYTES = 16 << 20
 _RUST_SOURCE = re.compile(r",? /\S+\.rs:\d+:\d+")
 
 

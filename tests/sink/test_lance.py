@@ -5,7 +5,10 @@ import struct
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -359,7 +362,36 @@ def test_killed_at_any_moment_a_reader_sees_the_rows_of_one_version_and_the_next
     assert len(data_files(folder)) <= 2 * len(read_books(folder))
 
 
-def test_the_tables_of_one_request_are_what_its_fragment_holds(folder: OutputFolder) -> None:
+def test_ctrl_c_does_not_wait_until_everything_is_copied(tmp_path: Path) -> None:
+    num_requests = 60
+    reads = 0
+
+    class Interrupting(OutputFolder):
+        """Presses Ctrl-C at the first read that Lance asks for, which come slowly from then on."""
+
+        def open(self, name: str) -> BinaryIO:
+            nonlocal reads
+            if threading.current_thread() is not threading.main_thread():
+                reads += 1
+                time.sleep(0.02)
+                if reads == 1:
+                    os.kill(os.getpid(), signal.SIGINT)
+            return super().open(name)
+
+    folder = Interrupting(make_folder(tmp_path).uri)
+    for number in range(num_requests):
+        rows = make_rows(f"r{number}", make_clip(f"{number}"), "clip")
+        write_fragment(folder, f"r{number}", make_embeddings(rows), make_errors())
+    with pytest.raises(KeyboardInterrupt):
+        commit_lance(folder)
+    assert 0 < reads < num_requests
+    assert open_dataset(folder) is None
+    commit_lance(OutputFolder(folder.uri))
+    assert lance_table(folder).num_rows == num_requests
+    assert len(data_files(folder)) == 1
+
+
+def test_the_rows_of_one_request_are_what_its_fragment_holds(folder: OutputFolder) -> None:
     commit_lance(folder)
     found = open_dataset(folder).to_table(filter="request_id = 'r1'")
     assert found.equals(read_table(folder, Kind.EMBEDDINGS, "r1"))
