@@ -26,7 +26,7 @@ from pipeline.flow.plan_store import (
     write_plan,
 )
 from pipeline.flow.planned import Planned
-from pipeline.flow.prepared import check_extends, check_whole, find_prepared, prepared_config
+from pipeline.flow.prepared import check_extends, check_whole, find_prepared
 from pipeline.flow.progress import Display, Progress, QuietDisplay
 from pipeline.flow.runner import Job, Runner
 from pipeline.flow.summary import RunSummary, finished_record, utc_now
@@ -71,6 +71,7 @@ def embed(
     *,
     model: str | None = None,
     config: Config | None = None,
+    overrides: Sequence[str] = (),
     runner: RunnerName = "ray",
     address: str | None = None,
     display: Display | None = None,
@@ -82,6 +83,7 @@ def embed(
         out: the output folder, local or an fsspec URL; what it already holds is not done again.
         model: replaces the config's model if given.
         config: all settings; None takes the defaults, and for prepared requests those they were prepared with.
+        overrides: `section.key=value` settings that are changed in those.
         runner: `ray`, or `local` for a serial run in this process.
         address: the Ray cluster to join; None starts one here.
         display: shows progress; None shows nothing.
@@ -90,12 +92,12 @@ def embed(
     specs = _specs(sources)
     prepared = find_prepared(specs)
     if prepared is None:
-        settings = _settings(config or Config(), model)
+        settings = _settings(override_config(config or Config(), overrides), model)
         return _plan_and_run(specs, out, settings, runner, address, display, Kind.EMBEDDINGS)
-    settings = _settings(config or prepared_config(prepared), model)
+    settings = _settings(override_config(config or prepared.config, overrides), model)
     folder = OutputFolder(str(out))
     check_same_requests(
-        require_run_record(prepared, Kind.REQUESTS),
+        prepared.record,
         result_config=settings.result_values,
         model=identity_of(resolve_model(settings.model)),
     )
@@ -103,7 +105,7 @@ def embed(
         shown = stack.enter_context(display or QuietDisplay())
         run = stack.enter_context(OpenRun(settings, folder, shown))
         working = stack.enter_context(make_runner(runner, settings, address, folder.attempts_uri))
-        return run.embed_prepared(prepared, working)
+        return run.embed_prepared(prepared.folder, working)
 
 
 def prepare(
@@ -256,16 +258,19 @@ class OpenRun:
         self._started_at = utc_now()
 
     def __enter__(self) -> Self:
-        """Make the folder ours: refuse another config's, remove what a killed run left half-written."""
+        """Make the folder ours: refuse another config's, remove what a killed run left half-written.
+
+        What cannot become a run (no such model, no pylance) is refused before anything is written.
+        """
         existing = read_run_record(self._folder)
         if existing is not None:
             check_purpose(self._folder, existing, self._makes)
         if self._config.output.compact == "lance" and self._makes is Kind.EMBEDDINGS:
             require_lance(self._folder)
+        self._resolve_model()
         self._folder.create(self._makes)
         with ExitStack() as stack:
             stack.enter_context(self._lease)
-            self._resolve_model()
             existing = read_run_record(self._folder)
             if existing is not None:
                 check_same_run(existing, result_config=self._config.result_values, model=self._model)
@@ -392,6 +397,10 @@ class OpenRun:
 
     def _resolve_model(self) -> None:
         self._checkpoint = resolve_model(self._config.model)
+        if self._checkpoint.folder is not None and self._makes is Kind.EMBEDDINGS:
+            from pipeline.encoder.weights import check_weights  # torch, which preparing does without
+
+            check_weights(self._checkpoint)
         self._model = identity_of(self._checkpoint)
         self._record = RunRecord.begun(self._config, self._model, self._makes, self._started_at)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline import Config, embed, prepare
-from pipeline.errors import OutputMismatchError, UsageError
+from pipeline.errors import ModelError, OutputMismatchError, UsageError
 from pipeline.flow.run import RunSummary
 from pipeline.sink.compact import read_manifest
 from pipeline.sink.lance_table import open_dataset
@@ -16,6 +16,7 @@ from pipeline.sink.verify import verify_output
 from tests.flow.tables import embeddings_of, errors_of, fragments_of
 from tests.media_factory import make_image, make_video
 from tests.sink.readers import fragments_table, lance_table
+from tests.test_checkpoint import write_checkpoint
 
 
 def run(corpus: Path, out: Path, **sections: object) -> RunSummary:
@@ -199,6 +200,27 @@ def test_a_mistyped_source_leaves_no_folder_behind(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         run(tmp_path / "typo", tmp_path / "OUT")
     assert not (tmp_path / "OUT").exists()
+
+
+def test_a_checkpoint_that_cannot_be_loaded_leaves_no_folder_behind(tmp_path: Path) -> None:
+    image = make_image(tmp_path / "a.png")
+    model = write_checkpoint(tmp_path / "model")
+    for says in ("model.safetensors: not a readable safetensors file", "no safetensors file with vision weights"):
+        with pytest.raises(ModelError, match=says):
+            embed(image, tmp_path / "OUT", model=str(model), runner="local")
+        (model / "model.safetensors").unlink(missing_ok=True)
+    assert not (tmp_path / "OUT").exists()
+    # Requests are made of the settings alone.
+    assert prepare(image, tmp_path / "P", model=str(model), runner="local").num_requests == 1
+
+
+def test_a_model_that_went_missing_leaves_an_output_as_it_was(tmp_path: Path) -> None:
+    image, out = make_image(tmp_path / "a.png"), tmp_path / "OUT"
+    run(image, out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    with pytest.raises(ModelError, match="no such folder"):
+        embed(image, out, model=str(tmp_path / "gone"), runner="local")
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
 def test_a_run_ends_with_its_lance_dataset_where_that_is_asked_for(tmp_path: Path) -> None:
