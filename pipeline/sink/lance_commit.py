@@ -7,8 +7,8 @@ in the place of the old. So an index that a user built stays with the rows that 
 any instant. The price of it is that rows lie in the order in which they came.
 
 A kill leaves the version that was there or the new one, whole; files of no version go with the next commit. The version
-before the current one stays until then, for its readers. Two commits at once, after a lost lease, replace the same
-files, which Lance refuses to the second.
+before the current one stays until then, for its readers. Of two commits at once, after a lost lease, Lance refuses the
+second.
 Source: pylance 14, `LanceFragment.create`, `LanceOperation.Update` and `Overwrite`, `cleanup_old_versions`.
 """
 
@@ -41,7 +41,7 @@ from pipeline.sink.parts import PART_BYTES, CompactedFragment, Part, fragment_di
 from pipeline.sink.reading import stream_batches
 
 if TYPE_CHECKING:
-    from lance import FragmentMetadata, LanceDataset, LanceFragment
+    from lance import FragmentMetadata, LanceDataset, LanceFragment, LanceOperation
 
 _VERSIONS_KEPT = 2
 
@@ -58,9 +58,9 @@ class LanceTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _DataFile:
-    """A data file of the dataset by Lance's number, and our books about it: None where someone else wrote it."""
+    """A data file of the dataset, which Lance calls a fragment, and our books about it: None where it is not ours."""
 
-    number: int
+    fragment: "FragmentMetadata"
     part: Part | None
     is_current: bool
 
@@ -70,14 +70,14 @@ class _DataFile:
 
 
 def commit_lance(
-    folder: OutputFolder, part_bytes: int = PART_BYTES, *, require_held: Callable[[], None] | None = None
+    folder: OutputFolder, part_bytes: int = PART_BYTES, *, require_held: Callable[[], None] = lambda: None
 ) -> LanceTable | None:
     """Bring the dataset up to date with the fragments; nothing where it is that already.
 
     Args:
         folder: an output whose lease is held.
         part_bytes: a data file is closed when its fragments come to this.
-        require_held: raises where the lease was lost; asked before the commit.
+        require_held: raises where the lease was lost; asked before the commit, and before anything is removed.
     Returns: the dataset, None while no request has been written.
     Raises: UsageError as `require_lance`; OutputError for a fragment that cannot be read, where there is no room, or
         where someone else changed the dataset meanwhile; the version that was there stays.
@@ -91,22 +91,24 @@ def commit_lance(
     schema = _schema(folder, request_ids[0])
     dataset, books = open_dataset(folder), read_books(folder)
     files = [] if dataset is None else _data_files(folder, dataset, books)
-    is_extended = dataset is not None and dataset.schema.equals(schema)
+    is_extended = dataset is not None and dataset.schema.equals(schema) and bool(files)
     kept = [file for file in files if file.is_current] if is_extended else []
     missing = _missing(folder, request_ids, kept)
     if missing:
         small = [file for file in kept if file.part is not None and file.part.num_bytes * 2 < part_bytes]
         kept = [file for file in kept if file not in small]
         missing = sorted({*missing, *(request_id for file in small for request_id in file.request_ids)})
-    if dataset is not None and is_extended and len(kept) == len(files) and not missing:
+    if dataset is not None and len(kept) == len(files) and not missing:
+        require_held()
         return _cleaned(folder, dataset)
     mode = "append" if is_extended else "overwrite"
     written = [_write_file(folder, group, schema, mode) for group in group_requests(folder, missing, part_bytes)]
     _write_books(folder, [*(file.part for file in files if file.part is not None), *(part for _, part in written)])
-    if require_held is not None:
-        require_held()
-    dropped = [file.number for file in files if file not in kept]
-    return _commit(folder, dataset if is_extended else None, schema, [made for made, _ in written], dropped)
+    operation = _operation(files, kept, schema, [made for made, _ in written], is_extended=is_extended)
+    require_held()
+    committed = _commit(folder, operation, None if dataset is None else dataset.version)
+    require_held()
+    return _cleaned(folder, committed)
 
 
 def _data_files(folder: OutputFolder, dataset: "LanceDataset", books: dict[str, Part]) -> list[_DataFile]:
@@ -116,7 +118,7 @@ def _data_files(folder: OutputFolder, dataset: "LanceDataset", books: dict[str, 
     for fragment in dataset.get_fragments():
         part = books.get(file_name(fragment.metadata))
         is_current = part is not None and _is_current(folder, fragment, part, held)
-        files.append(_DataFile(number=fragment.fragment_id, part=part, is_current=is_current))
+        files.append(_DataFile(fragment=fragment.metadata, part=part, is_current=is_current))
         held.update(files[-1].request_ids if is_current else ())
     return files
 
@@ -214,30 +216,53 @@ def _write_books(folder: OutputFolder, parts: Sequence[Part]) -> None:
     write_atomically(folder, BOOKS, write)
 
 
-def _commit(
-    folder: OutputFolder,
-    extended: "LanceDataset | None",
+def _operation(
+    files: Sequence[_DataFile],
+    kept: Sequence[_DataFile],
     schema: pa.Schema,
     written: "list[FragmentMetadata]",
-    dropped: list[int],
-) -> LanceTable:
-    """Make the new files visible in one step; without a dataset to extend they are all there is."""
+    *,
+    is_extended: bool,
+) -> "LanceOperation.BaseOperation":
+    """The new files in the place of those that are not kept; without a dataset to extend they are all there is.
+
+    Lance refuses the second of two updates of one version only where both change the same file, and would let both
+    add the same rows. So an update that takes none away says that it changes one, which stays as it is.
+    """
+    from lance import LanceOperation
+
+    if not is_extended:
+        return LanceOperation.Overwrite(schema, written)
+    dropped = [file.fragment.id for file in files if file not in kept]
+    return LanceOperation.Update(
+        removed_fragment_ids=dropped,
+        updated_fragments=[] if dropped else [kept[0].fragment],
+        new_fragments=written,
+        fields_modified=[],
+    )
+
+
+def _commit(
+    folder: OutputFolder, operation: "LanceOperation.BaseOperation", read_version: int | None
+) -> "LanceDataset":
+    """Make the new files visible in one step. Lance judges whether an update fits what others did meanwhile."""
     from lance import LanceDataset, LanceOperation
 
-    operation: LanceOperation.BaseOperation = LanceOperation.Overwrite(schema, written)
-    if extended is not None:
-        operation = LanceOperation.Update(
-            removed_fragment_ids=dropped, new_fragments=written, updated_fragments=[], fields_modified=[]
+    found = open_dataset(folder)
+    version = None if found is None else found.version
+    # It lets any `Overwrite` win, although the cleaning after the other commit may have taken its files away.
+    if isinstance(operation, LanceOperation.Overwrite) and version != read_version:
+        raise OutputError(
+            f"output {folder.uri!r}: {DATASET}: cannot be committed: version {version} is there, expected "
+            f"{read_version}: someone else changed it meanwhile; run the same command again"
         )
-    with explained(folder, "cannot be committed"):
+    with explained(folder, "cannot be committed; run the same command again"):
         dataset = LanceDataset.commit(
-            dataset_uri(folder),
-            operation,
-            read_version=None if extended is None else extended.version,
-            storage_options=storage_options(folder),
+            dataset_uri(folder), operation, read_version=read_version, storage_options=storage_options(folder)
         )
-    make_durable(folder, *(f"{DATASET}/_versions/{name}" for name in folder.entries(f"{DATASET}/_versions")))
-    return _cleaned(folder, dataset)
+    versions = f"{DATASET}/_versions"
+    make_durable(folder, *(f"{versions}/{name}" for name in folder.entries(versions)))
+    return dataset
 
 
 def _cleaned(folder: OutputFolder, dataset: "LanceDataset") -> LanceTable:

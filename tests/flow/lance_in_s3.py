@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
+from urllib.parse import unquote
 
 import pandas  # noqa: F401  what the children would else load one by one
 import pyarrow.dataset  # noqa: F401
@@ -26,9 +27,17 @@ from pipeline.sink.verify import verify_output
 from tests.sink.factories import Books
 from tests.sink.readers import fragments_table, lance_table, rewrite
 
-# Requests of a commit that is not disturbed: 30 puts the data file, 32 the books, 36 and 37 Lance's transaction and
-# version, 44 is amid the removal of older ones.
-POINTS = ((30, True), (32, True), (36, True), (37, False), (37, True), (44, True))
+# At which request, and whether the server acts upon it: the data file, the books, Lance's transaction and version, and
+# looking for what is old.
+POINTS = (
+    ("PUT", "embeddings.lance/data/", True),
+    ("PUT", "embeddings.lance.json", True),
+    ("PUT", "embeddings.lance/_transactions/", True),
+    ("PUT", "embeddings.lance/_versions/", False),
+    ("PUT", "embeddings.lance/_versions/", True),
+    ("GET", "embeddings.lance/_indices/", True),
+)
+NOWHERE = ("", "", True)
 FOLDER = OutputFolder("s3://outputs/OUT")
 
 
@@ -40,7 +49,7 @@ class KillingServer:
         self._server.start()
         self._answer = self._server._server.app
         self._server._server.app = self
-        self._seen, self._point, self._client = 0, (0, True), 0
+        self._point, self._client = NOWHERE, 0
 
     @property
     def endpoint(self) -> str:
@@ -48,15 +57,16 @@ class KillingServer:
         return f"http://{host}:{port}"
 
     def __call__(self, environ: dict[str, Any], respond: Callable[..., Any]) -> Iterable[bytes]:
-        self._seen += 1
-        number, is_answered = self._point
-        if self._seen == number:
+        method, name, is_answered = self._point
+        asked = environ["PATH_INFO"] + unquote(environ["QUERY_STRING"])
+        if environ["REQUEST_METHOD"] == method and name in asked:
+            self._point = NOWHERE
             os.kill(self._client, signal.SIGKILL)
             if not is_answered:
                 raise ConnectionError("the client is gone")
         return self._answer(environ, respond)
 
-    def forked(self, work: Callable[[], object], point: tuple[int, bool] = (0, True)) -> int:
+    def forked(self, work: Callable[[], object], point: tuple[str, str, bool] = NOWHERE) -> int:
         """Do the work in a child, and say how that ended."""
         waiting, start = os.pipe()
         self._client = os.fork()
@@ -64,7 +74,7 @@ class KillingServer:
             os.read(waiting, 1)
             work()
             os._exit(0)
-        self._seen, self._point = 0, point
+        self._point = point
         os.write(start, b"1")
         return os.waitstatus_to_exitcode(os.waitpid(self._client, 0)[1])
 

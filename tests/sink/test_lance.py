@@ -204,6 +204,47 @@ def test_a_lost_lease_keeps_the_version_that_was_there(folder: OutputFolder) -> 
     assert (report.ok, report.num_newer_than_lance) == (True, 1)
 
 
+@pytest.mark.parametrize("part_bytes", [1, 1 << 30])
+def test_of_two_commits_at_once_lance_refuses_the_second(folder: OutputFolder, part_bytes: int) -> None:
+    def other_run() -> None:
+        commit_lance(folder, part_bytes)
+
+    commit_lance(folder, part_bytes)
+    write_fragment(folder, "r3", make_embeddings(make_rows("r3", make_clip("c"), "clip")), make_errors())
+    with pytest.raises(OutputError, match="cannot be committed"):
+        commit_lance(folder, part_bytes, require_held=other_run)
+    assert lance_table(folder).equals(fragments_table(folder))
+    commit_lance(folder, part_bytes)
+    assert lance_table(folder).equals(fragments_table(folder))
+
+
+def test_an_index_that_is_built_meanwhile_is_no_conflict(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    add_random_rows(folder, "r1", 300)
+    commit_lance(folder, part_bytes=1)
+    add_random_rows(folder, "r2", 20)
+    turns = iter([True])
+
+    def build_once() -> None:
+        if next(turns, False):
+            open_dataset(folder).create_index("embedding", "IVF_FLAT", num_partitions=2)
+
+    made = commit_lance(folder, part_bytes=1, require_held=build_once)
+    assert made is not None
+    assert (made.version, made.num_rows) == (3, 320)
+    assert open_dataset(folder).has_index
+    assert lance_table(folder).equals(fragments_table(folder))
+
+
+def test_of_two_first_commits_at_once_the_rows_are_there_once(folder: OutputFolder) -> None:
+    def other_run() -> None:
+        commit_lance(folder)
+
+    with pytest.raises(OutputError, match="version 1 is there, expected None"):
+        commit_lance(folder, require_held=other_run)
+    assert lance_table(folder).equals(fragments_table(folder))
+
+
 def test_a_damaged_fragment_is_named_and_keeps_the_version_that_was_there(folder: OutputFolder) -> None:
     commit_lance(folder)
     old = lance_table(folder)
