@@ -1,5 +1,6 @@
 import importlib.metadata
 import os
+import resource
 import signal
 import struct
 import subprocess
@@ -243,6 +244,23 @@ def test_of_two_first_commits_at_once_the_rows_are_there_once(folder: OutputFold
     with pytest.raises(OutputError, match="version 1 is there, expected None"):
         commit_lance(folder, require_held=other_run)
     assert lance_table(folder).equals(fragments_table(folder))
+
+
+def test_a_disk_without_room_is_said_in_words_and_the_next_commit_goes_on(folder: OutputFolder) -> None:
+    commit_lance(folder)
+    old = lance_table(folder)
+    rewrite(folder, "r2", "gzip")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"embeddings\.lance: cannot be written.*too large"):
+            commit_lance(folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert lance_table(folder).equals(old)
+    commit_lance(folder)
+    assert verify_output(folder).num_newer_than_lance == 0
+    assert len(data_files(folder)) == 2
 
 
 def test_a_damaged_fragment_is_named_and_keeps_the_version_that_was_there(folder: OutputFolder) -> None:
