@@ -192,10 +192,11 @@ class OutputConfig(Section):
     dtype: Literal["float16", "float32"] = Field(default="float32", description="Type of the stored vectors.")
     normalize: bool = Field(default=True, description="Scale each vector to length 1.")
     deepstack: bool = Field(default=False, description="At level `token`: the deepstack features too.")
-    compact: bool = Field(
+    compact: Literal[False, True, "lance"] = Field(
         default=False,
-        description="End a run by copying the embeddings into files of about 512 MB, named by an atomic manifest "
-        "(OUT/table). Off by default: the rows take their space twice, and each run that adds any copies them all.",
+        description="End a run by copying the embeddings: `true` into Parquet files of about 512 MB, named by an "
+        "atomic manifest (OUT/table), anew by each run that adds rows; `lance` into a Lance dataset for vector search "
+        "(OUT/embeddings.lance, needs pylance), what is new alone. Off by default: the rows take their space twice.",
     )
 
 

@@ -22,6 +22,7 @@ def test_a_file_then_overrides_then_the_model_apply_in_that_order(tmp_path: Path
         ("clips.mod=whole", "unknown key 'clips.mod'; the nearest is 'clips.mode'"),
         ("frames.fsp=1", "the nearest is 'frames.fps'"),
         ("output.dtype=float23", "the nearest is 'float32'"),
+        ("output.compact=lanse", "False, True or 'lance'; the nearest is 'lance'"),
         ("decode.video=decode", "the nearest is 'decord'"),
         ("frames.fps=-1", "frames.fps = -1: Input should be greater than 0"),
         ("clips", "expected section.key=value"),
@@ -70,6 +71,8 @@ def test_every_field_says_what_it_does() -> None:
 def test_only_what_decides_the_rows_binds_an_output() -> None:
     config = Config()
     faster = Config.from_values({"ray": {"decode_workers": 3}, "decode": {"video": "decord"}, "limits": {}})
+    copied = Config.from_values({"output": {"compact": "lance"}})
+    assert config.result_values == copied.result_values
     other = Config.from_values({"frames": {"fps": 1}})
     assert config.result_values == faster.result_values
     assert config.result_values != other.result_values

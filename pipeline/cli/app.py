@@ -6,10 +6,10 @@ Exit codes: 0 all embedded; 3 finished with error rows; 1 failed; 2 wrong usage.
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -17,6 +17,9 @@ from pipeline.cli import render
 from pipeline.cli.stopping import stoppable
 from pipeline.config import Config, load_config
 from pipeline.errors import MediaError, PatchwireError, UsageError
+from pipeline.flow import run
+from pipeline.flow.progress import Display, make_display
+from pipeline.flow.summary import RunSummary
 from pipeline.plan.planner import Plan
 from pipeline.plan.schema import Failure
 
@@ -64,6 +67,14 @@ def _config(config: str | None, settings: list[str] | None, model: str | None = 
     return load_config(config, settings or (), model)
 
 
+def _run(start: Callable[[Display], RunSummary], show: Callable[[RunSummary], None]) -> NoReturn:
+    """Make a run that a signal stops in order; show its last lines, and exit as it ended."""
+    with stoppable():
+        summary = start(make_display())
+    show(summary)
+    raise typer.Exit(summary.exit_code)
+
+
 @app.command()
 def embed(
     sources: Sources,
@@ -75,24 +86,19 @@ def embed(
     address: Address = None,
 ) -> None:
     """Embed media into Parquet tables."""
-    with stoppable():
-        from pipeline.flow.prepared import find_prepared, prepared_config
-        from pipeline.flow.progress import make_display
-        from pipeline.flow.run import embed as run_embed
-
-        prepared = find_prepared(sources) if config is None else None
-        wanted = _config(config, settings) if prepared is None else prepared_config(prepared, settings or ())
-        summary = run_embed(
+    _run(
+        lambda display: run.embed(
             sources,
             out,
             model=model,
-            config=wanted,
+            config=None if config is None else load_config(config),
+            overrides=settings or (),
             runner=runner.value,
             address=address,
-            display=make_display(),
-        )
-    render.summary(summary)
-    raise typer.Exit(summary.exit_code)
+            display=display,
+        ),
+        render.summary,
+    )
 
 
 @app.command()
@@ -106,20 +112,17 @@ def prepare(
     address: Address = None,
 ) -> None:
     """Decode media into requests that `patchwire embed OUT --out ...` encodes later, elsewhere."""
-    with stoppable():
-        from pipeline.flow.progress import make_display
-        from pipeline.flow.run import prepare as run_prepare
-
-        summary = run_prepare(
+    _run(
+        lambda display: run.prepare(
             sources,
             out,
             config=_config(config, settings, model),
             runner=runner.value,
             address=address,
-            display=make_display(),
-        )
-    render.prepared(summary)
-    raise typer.Exit(summary.exit_code)
+            display=display,
+        ),
+        render.prepared,
+    )
 
 
 @app.command()
@@ -133,20 +136,17 @@ def retry(
     address: Address = None,
 ) -> None:
     """Do only what failed again, with the run's own settings and those that --set changes."""
-    with stoppable():
-        from pipeline.flow.progress import make_display
-        from pipeline.flow.run import retry as run_retry
-
-        summary = run_retry(
+    _run(
+        lambda display: run.retry(
             out,
             overrides=settings or (),
             lift_quarantine=lift_quarantine,
             runner=runner.value,
             address=address,
-            display=make_display(),
-        )
-    render.summary(summary)
-    raise typer.Exit(summary.exit_code)
+            display=display,
+        ),
+        render.summary,
+    )
 
 
 @app.command()
@@ -252,9 +252,13 @@ def verify(out: Output, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def compact(out: Output) -> None:
+def compact(
+    out: Output,
+    lance: Annotated[bool, typer.Option("--lance", help="Into a Lance dataset, OUT/embeddings.lance.")] = False,
+) -> None:
     """Copy the embeddings into a few large files below OUT/table, listed by its manifest."""
     from pipeline.sink.compact import compact_output
+    from pipeline.sink.lance_commit import commit_lance
     from pipeline.sink.lease import Lease
     from pipeline.sink.output import OutputFolder
     from pipeline.sink.run_record import require_run_record
@@ -262,8 +266,10 @@ def compact(out: Output) -> None:
     folder = OutputFolder(out)
     require_run_record(folder)
     with stoppable(), Lease(folder) as lease:
-        manifest = compact_output(folder, require_held=lease.check)
-    render.manifest(manifest, folder.uri)
+        if lance:
+            render.lance_table(commit_lance(folder, require_held=lease.check))
+        else:
+            render.manifest(compact_output(folder, require_held=lease.check), folder.uri)
 
 
 @app.command()

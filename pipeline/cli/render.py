@@ -15,6 +15,7 @@ from pipeline.plan.schema import Failure
 from pipeline.plan.summary import PlanSummary
 from pipeline.sink.compact import MANIFEST, TABLE, Manifest
 from pipeline.sink.errors_report import ErrorGroup
+from pipeline.sink.lance_commit import LanceTable
 from pipeline.sink.verify import VerifyReport
 
 _MAX_SHAPES = 12
@@ -49,7 +50,10 @@ def summary(run: RunSummary) -> None:
     if run.random_weights:
         console.print("seeded random weights: the vectors mean nothing; name a checkpoint with --model")
     next_command = f"patchwire {'errors' if run.num_errors else 'verify'} {shlex.quote(run.output)}"
-    console.print(f"table: {_plain(run.output)}/embeddings\nnext:  {_plain(next_command)}")
+    console.print(f"table: {_plain(run.output)}/embeddings")
+    if run.table is not None:
+        console.print(f"copy:  {_plain(run.table)}")
+    console.print(f"next:  {_plain(next_command)}")
 
 
 def prepared(run: RunSummary) -> None:
@@ -147,6 +151,8 @@ def verify(report: VerifyReport) -> None:
     )
     if report.num_table_rows is not None:
         console.print(f"table: {report.num_table_rows} rows; {report.num_newer_requests} requests are newer")
+    if report.num_lance_rows is not None:
+        console.print(f"lance: {report.num_lance_rows} rows; {report.num_newer_than_lance} requests are newer")
     for discrepancy in report.discrepancies:
         console.print(_plain(f"- {discrepancy}"))
     console.print("ok" if report.ok else "NOT ok")
@@ -158,6 +164,16 @@ def manifest(made: Manifest, output: str) -> None:
     num_requests = sum(len(part.fragments) for part in made.parts)
     console.print(f"{made.num_rows} rows of {num_requests} requests in {len(made.parts)} files")
     console.print(_plain(f"table: {output}/{TABLE}/{made.generation}, listed by {output}/{MANIFEST}"))
+
+
+def lance_table(made: LanceTable | None) -> None:
+    """What the Lance dataset holds, and where it lies."""
+    console = _console()
+    if made is None:
+        console.print("no request has been written yet, so there is no Lance dataset")
+        return
+    console.print(f"{made.num_rows} rows in {made.num_files} files")
+    console.print(_plain(f"lance: {made.uri}, version {made.version}"))
 
 
 def checks(found: Sequence[Check]) -> None:

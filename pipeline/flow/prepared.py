@@ -5,32 +5,50 @@ the settings, which are taken from it. What would have made other requests is re
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config import Config, override_config
+from pipeline.config import Config
 from pipeline.errors import OutputError, UsageError
 from pipeline.flow.plan_store import plan_stems, planned_requests
 from pipeline.sink.output import RUN_RECORD, Kind, OutputFolder
-from pipeline.sink.run_record import read_run_record, require_run_record
+from pipeline.sink.run_record import RunRecord, read_run_record
 from pipeline.sources.items import has_scheme
 
 _NAMED = 10
 
 
-def find_prepared(specs: Sequence[str]) -> OutputFolder | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A folder of prepared requests, with the record of the run that made it."""
+
+    folder: OutputFolder
+    record: RunRecord
+
+    @property
+    def config(self) -> Config:
+        """The settings of the rows that the requests were prepared for.
+
+        How fast they are made (`ray`, devices, threads) is this machine's own matter. Raises: ConfigError for settings
+        of another version.
+        """
+        return Config.from_values({**self.record.result_config, "model": self.record.config.get("model")})
+
+
+def find_prepared(specs: Sequence[str]) -> Prepared | None:
     """The folder of prepared requests that the sources are, or None where they are media.
 
     Raises: UsageError where one stands among other sources. Cost: one look into each folder that is named.
     """
-    found = [folder for folder in map(_folder, specs) if folder is not None]
+    found = [prepared for prepared in map(_prepared, specs) if prepared is not None]
     if not found:
         return None
     if len(specs) > 1:
-        raise UsageError(f"source {found[0].uri!r}: prepared requests are embedded alone, in a run of their own")
+        raise UsageError(f"source {found[0].folder.uri!r}: prepared requests are embedded alone, in a run of their own")
     return found[0]
 
 
-def _folder(spec: str) -> OutputFolder | None:
+def _prepared(spec: str) -> Prepared | None:
     if not spec or spec.lower().startswith(("http://", "https://")) or "::" in spec:
         return None  # an output is never written there
     if not has_scheme(spec) and not (Path(spec) / RUN_RECORD).is_file():
@@ -42,18 +60,7 @@ def _folder(spec: str) -> OutputFolder | None:
         return None
     except Exception:  # each store's driver has its own; listing the source says it better
         return None
-    return folder if record is not None and record.makes == Kind.REQUESTS else None
-
-
-def prepared_config(folder: OutputFolder, overrides: Sequence[str] = ()) -> Config:
-    """The settings of the rows that a folder's requests were prepared for, and those that are changed.
-
-    How fast they are made (`ray`, devices, threads) is this machine's own matter.
-    Raises: OutputError where it is no such folder; ConfigError as `override_config` does.
-    """
-    record = require_run_record(folder, Kind.REQUESTS)
-    stored = Config.from_values({**record.result_config, "model": record.config.get("model")})
-    return override_config(stored, overrides)
+    return None if record is None or record.makes != Kind.REQUESTS else Prepared(folder=folder, record=record)
 
 
 def check_whole(folder: OutputFolder) -> None:

@@ -26,7 +26,7 @@ from pipeline.flow.plan_store import (
     write_plan,
 )
 from pipeline.flow.planned import Planned
-from pipeline.flow.prepared import check_extends, check_whole, find_prepared, prepared_config
+from pipeline.flow.prepared import check_extends, check_whole, find_prepared
 from pipeline.flow.progress import Display, Progress, QuietDisplay
 from pipeline.flow.runner import Job, Runner
 from pipeline.flow.summary import RunSummary, finished_record, utc_now
@@ -39,9 +39,11 @@ from pipeline.plan.retry import failed_media
 from pipeline.plan.schema import RequestPlan
 from pipeline.plan.shards import ShardLimits, cut
 from pipeline.sink.atomic import remove_stale_temporaries
-from pipeline.sink.compact import compact_output
+from pipeline.sink.compact import TABLE, compact_output
 from pipeline.sink.embeddings import RowSettings
 from pipeline.sink.fragments import count_rows
+from pipeline.sink.lance_commit import commit_lance
+from pipeline.sink.lance_table import require_lance
 from pipeline.sink.lease import Lease
 from pipeline.sink.output import Kind, OutputFolder
 from pipeline.sink.run_record import (
@@ -69,6 +71,7 @@ def embed(
     *,
     model: str | None = None,
     config: Config | None = None,
+    overrides: Sequence[str] = (),
     runner: RunnerName = "ray",
     address: str | None = None,
     display: Display | None = None,
@@ -80,6 +83,7 @@ def embed(
         out: the output folder, local or an fsspec URL; what it already holds is not done again.
         model: replaces the config's model if given.
         config: all settings; None takes the defaults, and for prepared requests those they were prepared with.
+        overrides: `section.key=value` settings that are changed in those.
         runner: `ray`, or `local` for a serial run in this process.
         address: the Ray cluster to join; None starts one here.
         display: shows progress; None shows nothing.
@@ -88,12 +92,12 @@ def embed(
     specs = _specs(sources)
     prepared = find_prepared(specs)
     if prepared is None:
-        settings = _settings(config or Config(), model)
+        settings = _settings(override_config(config or Config(), overrides), model)
         return _plan_and_run(specs, out, settings, runner, address, display, Kind.EMBEDDINGS)
-    settings = _settings(config or prepared_config(prepared), model)
+    settings = _settings(override_config(config or prepared.config, overrides), model)
     folder = OutputFolder(str(out))
     check_same_requests(
-        require_run_record(prepared, Kind.REQUESTS),
+        prepared.record,
         result_config=settings.result_values,
         model=identity_of(resolve_model(settings.model)),
     )
@@ -101,7 +105,7 @@ def embed(
         shown = stack.enter_context(display or QuietDisplay())
         run = stack.enter_context(OpenRun(settings, folder, shown))
         working = stack.enter_context(make_runner(runner, settings, address, folder.attempts_uri))
-        return run.embed_prepared(prepared, working)
+        return run.embed_prepared(prepared.folder, working)
 
 
 def prepare(
@@ -239,8 +243,8 @@ def plan_in_shards(listing: Listing, probe: Prober, recipe: Recipe) -> Iterator[
 class OpenRun:
     """One run of one output folder, from the moment it holds the lease; a context manager that gives it back.
 
-    Raises: on entry OutputBusyError, OutputMismatchError, ModelError, or OutputError where the folder cannot be
-        written.
+    Raises: on entry OutputBusyError, OutputMismatchError, ModelError, UsageError where a Lance dataset is asked for
+        and cannot be had, or OutputError where the folder cannot be written.
     """
 
     def __init__(self, config: Config, folder: OutputFolder, display: Display, makes: Kind = Kind.EMBEDDINGS) -> None:
@@ -254,14 +258,19 @@ class OpenRun:
         self._started_at = utc_now()
 
     def __enter__(self) -> Self:
-        """Make the folder ours: refuse another config's, remove what a killed run left half-written."""
+        """Make the folder ours: refuse another config's, remove what a killed run left half-written.
+
+        What cannot become a run (no such model, no pylance) is refused before anything is written.
+        """
         existing = read_run_record(self._folder)
         if existing is not None:
             check_purpose(self._folder, existing, self._makes)
+        if self._config.output.compact == "lance" and self._makes is Kind.EMBEDDINGS:
+            require_lance(self._folder)
+        self._resolve_model()
         self._folder.create(self._makes)
         with ExitStack() as stack:
             stack.enter_context(self._lease)
-            self._resolve_model()
             existing = read_run_record(self._folder)
             if existing is not None:
                 check_same_run(existing, result_config=self._config.result_values, model=self._model)
@@ -339,8 +348,8 @@ class OpenRun:
                 self._rate.check_clips(progress)
         self._lease.check()
         end_retry(self._folder)
-        self._commit_table()
-        summary = self._summary(planned, progress, time.monotonic() - started)
+        table = self._commit_table()
+        summary = self._summary(planned, progress, time.monotonic() - started, table)
         rates = measured_rates(planned.work, progress, self._checkpoint.vision, self._config)
         write_run_record(self._folder, finished_record(self._record, summary, progress, rates))
         return summary
@@ -370,14 +379,28 @@ class OpenRun:
                 yield missing
             del missing  # or a shard's clips would still be here while the next one is planned
 
-    def _commit_table(self) -> None:
-        """Bring the compacted table up to date, where one is asked for; killed before its end, the next run does it."""
-        if self._config.output.compact and self._makes is Kind.EMBEDDINGS:
+    def _commit_table(self) -> str | None:
+        """Bring the copy of the embeddings up to date, where one is asked for, and say where it is.
+
+        Killed before its end, the next run does it.
+        """
+        wanted = self._config.output.compact if self._makes is Kind.EMBEDDINGS else False
+        if wanted == "lance":
+            self._display.note("table: copying new embeddings into the Lance dataset")
+            dataset = commit_lance(self._folder, require_held=self._lease.check)
+            return None if dataset is None else dataset.uri
+        if wanted:
             self._display.note("table: copying the embeddings into large files")
-            compact_output(self._folder, require_held=self._lease.check)
+            manifest = compact_output(self._folder, require_held=self._lease.check)
+            return f"{self._folder.uri}/{TABLE}/{manifest.generation}"
+        return None
 
     def _resolve_model(self) -> None:
         self._checkpoint = resolve_model(self._config.model)
+        if self._checkpoint.folder is not None and self._makes is Kind.EMBEDDINGS:
+            from pipeline.encoder.weights import check_weights  # torch, which preparing does without
+
+            check_weights(self._checkpoint)
         self._model = identity_of(self._checkpoint)
         self._record = RunRecord.begun(self._config, self._model, self._makes, self._started_at)
 
@@ -395,9 +418,10 @@ class OpenRun:
             makes=self._makes,
         )
 
-    def _summary(self, planned: Planned, progress: Progress, elapsed_seconds: float) -> RunSummary:
+    def _summary(self, planned: Planned, progress: Progress, elapsed_seconds: float, table: str | None) -> RunSummary:
         return RunSummary(
             output=self._folder.uri,
+            table=table,
             num_sources=planned.num_sources,
             num_clips=planned.num_clip_rows,
             num_clips_done_before=planned.num_clip_rows - progress.num_clips,

@@ -10,9 +10,13 @@ from pipeline.sink.run_record import RunRecord
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
-    """How a run ended. Clip counts include every path a clip lies under."""
+    """How a run ended. Clip counts include every path a clip lies under.
+
+    `table` is where the copy of the embeddings lies that `output.compact` asked for, None without one.
+    """
 
     output: str
+    table: str | None
     num_sources: int
     num_clips: int
     num_clips_done_before: int

@@ -42,6 +42,19 @@ def write_atomically(folder: OutputFolder, name: str, write: Callable[[BinaryIO]
         store.pipe_file(f"{root}/{name}", buffer.getvalue())
 
 
+def make_durable(folder: OutputFolder, *names: str) -> None:
+    """Wait until files that another library wrote below the folder are on the disk; a store has them when it answers.
+
+    Raises: OutputError.
+    """
+    if folder.local is None:
+        return
+    for path in map(folder.local.joinpath, names):
+        with _explained(folder, str(path)):
+            _sync(path, os.O_RDONLY)
+            _sync_folder(path.parent)
+
+
 def remove_stale_temporaries(folder: OutputFolder) -> int:
     """Remove what killed runs left half-written, and say how many; only for the run that owns the folder."""
     if folder.local is None:
@@ -71,7 +84,11 @@ def _write_local(target: Path, write: Callable[[BinaryIO], None]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     finally:

@@ -18,43 +18,31 @@ are newer than it.
 import json
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from types import TracebackType
 from typing import BinaryIO, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.digest import digest_bytes
 from pipeline.errors import OutputError
 from pipeline.sink.atomic import write_atomically
 from pipeline.sink.fragments import ROW_GROUP_BYTES, parquet_options, read_table
 from pipeline.sink.output import Kind, OutputFolder
+from pipeline.sink.parts import (
+    PART_BYTES,
+    CompactedFragment,
+    Part,
+    Rows,
+    fragment_digest,
+    group_requests,
+    part_of,
+    unreadable,
+)
 
 TABLE = "table"
 MANIFEST = f"{TABLE}/manifest.json"
-PART_BYTES = 512 << 20
-_READ_BYTES = 1 << 20
 _BATCH_ROWS = 1024
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompactedFragment:
-    """One request in a part: its rows lie one after another, as in its fragment, whose bytes hash to `digest`."""
-
-    request_id: str
-    num_rows: int
-    digest: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """One file of the table; `name` is its path below the output."""
-
-    name: str
-    num_rows: int
-    num_bytes: int
-    fragments: tuple[CompactedFragment, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,11 +67,11 @@ class Manifest:
     def from_json(cls, text: str) -> Self:
         """Read what `to_json` wrote. Raises: ValueError, KeyError or TypeError for anything else."""
         values = json.loads(text)
-        parts = tuple(
-            Part(**{**part, "fragments": tuple(CompactedFragment(**fragment) for fragment in part["fragments"])})
-            for part in values["parts"]
+        return cls(
+            generation=values["generation"],
+            previous=values["previous"],
+            parts=tuple(part_of(part) for part in values["parts"]),
         )
-        return cls(generation=values["generation"], previous=values["previous"], parts=parts)
 
     def to_json(self) -> str:
         """As JSON with a final newline."""
@@ -148,50 +136,23 @@ def _is_current(folder: OutputFolder, manifest: Manifest) -> bool:
         return False  # a part that is gone is written again; a fragment that cannot be read is named then
 
 
-def fragment_digest(folder: OutputFolder, request_id: str) -> str:
-    """Hash a fragment's bytes. Raises: OSError."""
-    with folder.open(folder.name(Kind.EMBEDDINGS, request_id)) as file:
-        return digest_bytes(iter(lambda: file.read(_READ_BYTES), b""))
+@contextmanager
+def part_rows(folder: OutputFolder, part: Part) -> Iterator[Rows]:
+    """Open a part to read its rows.
 
-
-class PartReader:
-    """Gives a part's rows in order, as many as are asked for; a context manager.
-
-    Raises: OSError or pyarrow.ArrowException where the part is missing or damaged.
+    Raises: OSError or pyarrow.ArrowException, also while reading, where the part is missing or damaged.
     """
-
-    def __init__(self, folder: OutputFolder, part: Part) -> None:
-        self._file = folder.open(part.name)
-        try:
-            self._parquet = pq.ParquetFile(self._file, page_checksum_verification=True)
-        except BaseException:
-            self._file.close()
-            raise
-        self._batches = self._parquet.iter_batches(batch_size=_BATCH_ROWS)
-        self._rest: pa.Table = self._parquet.schema_arrow.empty_table()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._parquet.close()
-        self._file.close()
-
-    def take(self, num_rows: int) -> pa.Table:
-        """Give the next rows, fewer where the part ends."""
-        while self._rest.num_rows < num_rows and (batch := next(self._batches, None)) is not None:
-            self._rest = pa.concat_tables([self._rest, pa.Table.from_batches([batch])])
-        taken, self._rest = self._rest.slice(0, num_rows), self._rest.slice(num_rows)
-        return taken
+    with folder.open(part.name) as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+        yield Rows(parquet.schema_arrow, parquet.iter_batches(batch_size=_BATCH_ROWS))
 
 
 def _write_parts(folder: OutputFolder, place: str, part_bytes: int) -> Iterator[Part]:
     folder.make(place)
-    for number, request_ids in enumerate(_groups(folder, part_bytes)):
+    # In the order of their names, so that the same fragments give the same parts.
+    request_ids = folder.fragments(Kind.EMBEDDINGS)
+    for number, group in enumerate(group_requests(folder, request_ids, part_bytes)):
         name = f"{place}/part-{number:05}.parquet"
-        writer = _PartWriter(folder, request_ids)
+        writer = _PartWriter(folder, group)
         write_atomically(folder, name, writer)
         yield Part(
             name=name,
@@ -199,20 +160,6 @@ def _write_parts(folder: OutputFolder, place: str, part_bytes: int) -> Iterator[
             num_bytes=folder.size(name),
             fragments=tuple(writer.copied),
         )
-
-
-def _groups(folder: OutputFolder, part_bytes: int) -> Iterator[list[str]]:
-    """Requests in the order of their names, so that the same fragments give the same parts."""
-    group: list[str] = []
-    num_bytes = 0
-    for request_id in folder.fragments(Kind.EMBEDDINGS):
-        group.append(request_id)
-        num_bytes += folder.size(folder.name(Kind.EMBEDDINGS, request_id))
-        if num_bytes >= part_bytes:
-            yield group
-            group, num_bytes = [], 0
-    if group:
-        yield group
 
 
 class _PartWriter:
@@ -245,8 +192,7 @@ class _PartWriter:
         try:
             return read_table(self._folder, Kind.EMBEDDINGS, request_id)
         except (OSError, pa.ArrowException) as error:
-            where = f"output {self._folder.uri!r}: {self._folder.name(Kind.EMBEDDINGS, request_id)}"
-            raise OutputError(f"{where}: cannot be read: {error}; run `patchwire verify`") from error
+            raise unreadable(self._folder, request_id, error) from error
 
 
 def _remove_generations(folder: OutputFolder, keep: set[str | None]) -> None:

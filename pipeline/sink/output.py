@@ -9,6 +9,7 @@
     OUT/retry.json                  failed requests that are being done again, while a retry is
     OUT/attempts/*.json             media that ended their decoder, a file each time
     OUT/table/                      a compacted copy of the embeddings, where one was asked for (compact.py)
+    OUT/embeddings.lance            a copy of them that Lance searches, where one was asked for (lance_table.py)
 
 A folder of prepared requests is laid out the same way, with OUT/requests/<request>.arrow in place of the embeddings.
 

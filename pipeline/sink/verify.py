@@ -25,7 +25,7 @@ from pipeline.sink.books import (
 from pipeline.sink.output import RUN_RECORD, Kind, OutputFolder
 from pipeline.sink.rows import Constants, FragmentCheck
 from pipeline.sink.run_record import RunRecord, check_purpose, read_run_record
-from pipeline.sink.table_check import TableCheck
+from pipeline.sink.table_check import LanceCheck, TableCheck
 
 _UNREADABLE = (OSError, KeyError, ValueError, TypeError, pa.ArrowException)
 _LEVELS = ("clip", "frame", "token")
@@ -36,7 +36,8 @@ class VerifyReport:
     """The books of an output. A clip under two paths counts twice; `discrepancies` holds the first 20 sentences.
 
     A source counts once a path; it is failed when it has an error row of its own. `num_table_rows` are those of the
-    compacted table, None where there is none; `num_newer_requests` were written since it was made.
+    compacted table, None where there is none; `num_newer_requests` were written since it was made. `num_lance_rows`
+    and `num_newer_than_lance` are the same of the Lance dataset.
     """
 
     num_sources: int
@@ -51,6 +52,8 @@ class VerifyReport:
     discrepancies: tuple[str, ...]
     num_table_rows: int | None
     num_newer_requests: int
+    num_lance_rows: int | None
+    num_newer_than_lance: int
 
     @property
     def ok(self) -> bool:
@@ -71,7 +74,7 @@ def verify_output(folder: OutputFolder) -> VerifyReport:
         check.errors()
         check.plan(record)
         check.sources()
-        check.table()
+        check.copies()
     return check.report()
 
 
@@ -89,6 +92,7 @@ class _Verification:
         self._num_embedded = 0
         self._num_rows = 0
         self._table = TableCheck(folder, self._findings)
+        self._lance = LanceCheck(folder, self._findings)
 
     def run_record(self) -> RunRecord | None:
         """Read the run's own statement; without it nothing else can be judged."""
@@ -142,9 +146,11 @@ class _Verification:
         for uri, source_id in self._clips_of_source.keys() - self._sources.keys():
             self._findings.add(f"source {uri!r} ({source_id}) is planned and not among the sources")
 
-    def table(self) -> None:
-        """Hold the compacted table, if there is one, against the fragments that it was made of."""
-        self._table.read(self._folder.fragments(Kind.EMBEDDINGS))
+    def copies(self) -> None:
+        """Hold the compacted table and the Lance dataset, as far as they are there, against the fragments."""
+        request_ids = self._folder.fragments(Kind.EMBEDDINGS)
+        self._table.read(request_ids)
+        self._lance.read(request_ids)
 
     def report(self) -> VerifyReport:
         """State the books as they are."""
@@ -162,6 +168,8 @@ class _Verification:
             discrepancies=tuple(self._findings.sentences),
             num_table_rows=self._table.num_rows,
             num_newer_requests=self._table.num_newer_requests,
+            num_lance_rows=self._lance.num_rows,
+            num_newer_than_lance=self._lance.num_newer_requests,
         )
 
     def _reading(self, kind: Kind, stem: str, read: Callable[[], None]) -> bool:

@@ -129,6 +129,8 @@ def test_inspect_of_a_bad_file_says_why_and_what_to_do(media: Path) -> None:
         (["embed", "{media}", "--out", "{out}", "--runner", "spark"], "spark"),
         (["embed", "{media}/nothing", "--out", "{out}", "--model", "random:tiny", "--runner", "local"], "nothing"),
         (["plan", "{media}", "--model", "random:foo"], "random:tiny, random:2b, random:8b"),
+        (["embed", "{media}", "--out", "{out}", "--model", "random:foo"], "random:tiny, random:2b, random:8b"),
+        (["prepare", "{media}", "--out", "{out}", "--model", "random:foo"], "random:tiny, random:2b, random:8b"),
         (["plan", "{media}", "--set", "clips.mod=whole"], "the nearest is 'clips.mode'"),
         (["plan", "{media}", "--set", "clips.mode=strid"], "the nearest is 'stride'"),
         (["plan", "{media}", "--config", "corpse"], "Presets that can be named: cluster, corpus, cpu, official"),
@@ -140,12 +142,14 @@ def test_wrong_usage_exits_with_two_and_names_the_fault(
     finished = patchwire(*(argument.format(media=media, out=tmp_path / "OUT") for argument in arguments))
     assert finished.returncode == 2
     assert says in finished.stderr
+    assert not (tmp_path / "OUT").exists()
 
 
 def test_a_model_that_cannot_be_had_exits_with_one(media: Path, tmp_path: Path) -> None:
     finished = patchwire("embed", media, "--out", tmp_path / "OUT", "--model", tmp_path / "none", "--runner", "local")
     assert finished.returncode == 1
     assert "no such folder" in finished.stderr
+    assert not (tmp_path / "OUT").exists()
 
 
 @pytest.mark.parametrize("preset", ["official", "corpus", "cpu", "cluster"])

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.cli.test_cli import patchwire
 from tests.media_factory import make_image
 
@@ -32,6 +34,18 @@ def test_a_failed_file_is_done_again_with_another_limit_and_the_table_is_compact
     assert "2 rows of 2 requests in 1 files" in compacted.stdout
     report = json.loads(patchwire("verify", out, "--json").stdout)
     assert (report["ok"], report["num_table_rows"], report["num_newer_requests"]) == (True, 2, 0)
+
+
+def test_the_commands_say_where_the_lance_dataset_lies_and_verify_counts_it(tmp_path: Path) -> None:
+    pytest.importorskip("lance", reason="the development extra brings pylance")
+    media, out = make_image(tmp_path / "a.png"), tmp_path / "OUT"
+    options = ("--out", out, "--model", "random:tiny", "--set", "output.compact=lance", *LOCAL)
+    done = patchwire("embed", media, *options)
+    assert done.returncode == 0, done.stderr
+    assert f"table: {out}/embeddings\ncopy:  {out}/embeddings.lance\nnext:  patchwire verify {out}" in done.stdout
+    assert "lance: 1 rows; 0 requests are newer\nok" in patchwire("verify", out).stdout
+    again = patchwire("compact", out, "--lance")
+    assert again.stdout == f"1 rows in 1 files\nlance: {out}/embeddings.lance, version 1\n", again.stderr
 
 
 def test_commands_for_an_output_say_so_where_there_is_none(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.checkpoint import official_checkpoint, resolve_model
 from pipeline.encoder.encode import Encoder
-from pipeline.encoder.weights import load_tower
+from pipeline.encoder.weights import check_weights, load_tower
 from pipeline.errors import ModelError
 
 from .factories import (
@@ -90,7 +91,16 @@ def edit_weights(folder: Path, **changes: torch.Tensor | None) -> None:
 
 
 def load(folder: Path):
-    return load_tower(resolve_model(str(folder)), device=CPU, dtype=torch.float32)
+    """Load a tower, or be refused it, as the check of headers alone must have said."""
+    checkpoint = resolve_model(str(folder))
+    try:
+        tower = load_tower(checkpoint, device=CPU, dtype=torch.float32)
+    except ModelError as error:
+        with pytest.raises(ModelError, match=f"^{re.escape(str(error))}$"):
+            check_weights(checkpoint)
+        raise
+    check_weights(checkpoint)
+    return tower
 
 
 @torch.inference_mode()

@@ -1,11 +1,12 @@
 """Runs `embed` in forked children, each of which SIGKILLs itself before its Nth look at the output.
 
-    python -m tests.faults.killed_driver [--compact] SOURCES OUT N [N ...]
+    python -m tests.faults.killed_driver [--compact | --lance] SOURCES OUT N [N ...]
 
 An audit hook counts the opens, renames and removals below OUT, so a kill falls between any two of them: before a
 temporary is made, before it is renamed, after the rename and before the folder is synced, between errors and
 embeddings. Forked, because importing takes longer than the runs do. Prints how each child ended. With `--compact` a
-run ends with the table, and after each end both kinds of reader must see the same rows.
+run ends with the table and with `--lance` with the Lance dataset, and after each end the readers of fragments and of
+what there is must see the same rows.
 """
 
 import os
@@ -14,14 +15,16 @@ import sys
 from typing import Any
 
 from pipeline.sink.compact import read_manifest
+from pipeline.sink.lance_table import DATASET
 from pipeline.sink.output import OutputFolder
-from tests.sink.readers import fragments_table, manifest_table
+from tests.sink.readers import fragments_table, lance_table, manifest_table
 
 _EVENTS = ("open", "os.rename", "os.remove")
 
 
 def main() -> None:
-    is_compacted, (sources, out, *numbers) = "--compact" in sys.argv, [word for word in sys.argv[1:] if word[0] != "-"]
+    compact = "lance" if "--lance" in sys.argv else "--compact" in sys.argv
+    sources, out, *numbers = [word for word in sys.argv[1:] if word[0] != "-"]
     import pipeline.flow.local  # noqa: F401
     from pipeline import Config, embed
 
@@ -29,7 +32,7 @@ def main() -> None:
         "model": "random:tiny",
         "request": {"max_patches": 1},
         "encode": {"threads": 1},
-        "output": {"compact": is_compacted},
+        "output": {"compact": compact},
     }
     for number in map(int, numbers):
         child = os.fork()
@@ -38,15 +41,21 @@ def main() -> None:
             embed(sources, out, config=Config.from_values(values), runner="local")
             os._exit(0)
         _, status = os.waitpid(child, 0)
-        if is_compacted:
+        if compact:
             _require_equal_readers(OutputFolder(out))
         sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
         sys.stdout.flush()
 
 
 def _require_equal_readers(folder: OutputFolder) -> None:
-    if read_manifest(folder) is not None:
-        assert manifest_table(folder).equals(fragments_table(folder))
+    child = os.fork()  # Lance starts threads, which a process that forks must not have
+    if not child:
+        if read_manifest(folder) is not None:
+            assert manifest_table(folder).equals(fragments_table(folder))
+        if folder.entries(f"{DATASET}/_versions"):
+            assert lance_table(folder).equals(fragments_table(folder))
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def _killer(out: str, number: int) -> Any:

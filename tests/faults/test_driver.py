@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.sink.compact import read_manifest
+from pipeline.sink.lance_table import open_dataset
 from pipeline.sink.output import OutputFolder
 from pipeline.sink.verify import verify_output
 from tests.faults.processes import (
@@ -20,10 +21,12 @@ from tests.faults.processes import (
     patchwire,
     wait_until,
 )
+from tests.sink.readers import fragments_table, lance_table
 
 # Looks at the output: some 20 for lease, run.json and plan, then about ten a request.
 KILL_POINTS = (1, 8, 20, 24, 25, 26, 27, 28, 29)
 # Of a run with nothing left to do, from its first look at the fragments to the table's manifest and `run.json`.
+LANCE_POINTS = (15, 17, 40, 77, 78, 79, 80, 81, 82, 83, 30, 40)
 COMMIT_POINTS = (13, 14, 15, 30, 55, 56, 57, 58, 59, 60)
 
 
@@ -60,6 +63,24 @@ def test_a_driver_killed_in_the_commit_step_leaves_no_table_or_a_whole_one_and_t
     assert fragment_bytes(out) == fragment_bytes(undisturbed)
     embed_here(videos, out, output={"compact": True})
     assert read_manifest(folder) == made
+
+
+def test_a_driver_killed_while_it_commits_to_lance_leaves_a_whole_dataset_or_none_and_the_next_run_makes_it(
+    videos: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("lance", reason="the development extra brings pylance")
+    out = tmp_path / "OUT"
+    shutil.copytree(undisturbed, out)
+    folder = OutputFolder(str(out))
+    ends = killed_runs(videos, out, (*LANCE_POINTS, 1_000_000), "--lance")
+    assert ends == [-signal.SIGKILL] * len(LANCE_POINTS) + [0]
+    report = verify_output(folder)
+    assert (report.ok, report.num_lance_rows, report.num_newer_than_lance) == (True, report.num_rows, 0)
+    assert lance_table(folder).equals(fragments_table(folder))
+    assert fragment_bytes(out) == fragment_bytes(undisturbed)
+    made = open_dataset(folder).version
+    embed_here(videos, out, output={"compact": "lance"})
+    assert open_dataset(folder).version == made
 
 
 @pytest.mark.parametrize(("runner", "number"), [("local", signal.SIGTERM), ("ray", signal.SIGINT)])

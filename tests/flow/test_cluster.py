@@ -107,21 +107,25 @@ def test_a_request_reaches_its_consumer_inside_the_object_stores_mapping(corpus:
         assert "plasma" in row["mapping"] or row["mapping"].startswith(("/dev/shm", "/memfd", "/tmp"))
 
 
-def test_an_error_in_an_actor_comes_out_as_itself(corpus: Path, tmp_path: Path) -> None:
-    model = ModelIdentity(model_id="m", model_revision="r", random_weights=True)
-    settings = RowSettings(model=model, config_hash="h", level="clip", dtype="float32")
-    (tmp_path / "OUT").write_text("a file where a folder should be")
-    job = Job(
-        config=CONFIG, model="random:tiny", target=WriteTarget(output_uri=str(tmp_path / "OUT"), settings=settings)
-    )
+def run_one_image(corpus: Path, out: Path, model: str) -> None:
+    """Past the checks that a run begins with."""
+    identity = ModelIdentity(model_id="m", model_revision="r", random_weights=True)
+    settings = RowSettings(model=identity, config_hash="h", level="clip", dtype="float32")
+    job = Job(config=CONFIG, model=model, target=WriteTarget(output_uri=str(out), settings=settings))
     recipe = Recipe(preprocessing=resolve_model("random:tiny").preprocessing, config=CONFIG)
     listing = list_sources([str(corpus / "0.png")], CONFIG.sources)
-    with RayRunner(CONFIG) as runner, pytest.raises(OutputError):
+    with RayRunner(CONFIG) as runner:
         plan = make_plan(listing, EMPTY_PLAN, lambda items: runner.probe(items, CONFIG), recipe)
         list(runner.run([plan.requests], job))
+
+
+def test_an_error_in_an_actor_comes_out_as_itself(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "OUT").write_text("a file where a folder should be")
+    with pytest.raises(OutputError):
+        run_one_image(corpus, tmp_path / "OUT", "random:tiny")
 
 
 def test_weights_that_cannot_be_read_stop_the_run_with_their_own_error(corpus: Path, tmp_path: Path) -> None:
     model = write_checkpoint(tmp_path / "model")
     with pytest.raises(ModelError, match=r"model.safetensors: not a readable safetensors file"):
-        embed(corpus / "0.png", tmp_path / "OUT", model=str(model), runner="ray")
+        run_one_image(corpus, tmp_path / "OUT", str(model))

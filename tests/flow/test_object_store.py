@@ -1,6 +1,7 @@
 """An output in a real S3 server: embed, resume, a lost fragment, the lease, compaction, `verify`."""
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -14,12 +15,13 @@ from pipeline import Config, RunSummary, embed
 from pipeline.errors import OutputBusyError
 from pipeline.sink.compact import read_manifest
 from pipeline.sink.fragments import read_table
+from pipeline.sink.lance_table import open_dataset
 from pipeline.sink.lease import LEASE, Holder, Lease
 from pipeline.sink.output import Kind, OutputFolder
 from pipeline.sink.verify import verify_output
 from tests.faults.processes import REPOSITORY
 from tests.flow.tables import embeddings_of
-from tests.sink.readers import fragments_table, manifest_table
+from tests.sink.readers import fragments_table, lance_table, manifest_table
 
 moto_server = pytest.importorskip("moto.server", reason="the development extra brings an S3 server")
 pytest.importorskip("s3fs", reason="the development extra brings fsspec's driver for S3")
@@ -126,6 +128,30 @@ def test_a_commit_step_in_s3_killed_at_any_request_shows_both_kinds_of_reader_th
     made = read_manifest(folder)
     run(corpus, folder.uri, output={"compact": True})
     assert read_manifest(folder) == made
+
+
+def test_a_lance_dataset_in_s3_holds_the_rows_and_is_searched_there(corpus: Path, bucket: str) -> None:
+    pytest.importorskip("lance", reason="the development extra brings pylance")
+    folder = OutputFolder(f"{bucket}/LANCE")
+    for _ in range(2):
+        assert run(corpus, folder.uri, output={"compact": "lance"}).table == f"{bucket}/LANCE/embeddings.lance"
+    report = verify_output(folder)
+    assert (report.ok, report.num_lance_rows, report.num_newer_than_lance) == (True, report.num_rows, 0)
+    rows = fragments_table(folder)
+    assert lance_table(folder).equals(rows)
+    query = {"column": "embedding", "q": rows["embedding"][3].values, "k": 1}
+    [found] = open_dataset(folder).to_table(nearest=query, columns=["source_id"]).to_pylist()
+    assert found["source_id"] == rows["source_id"][3].as_py()
+
+
+def test_a_commit_to_lance_in_s3_killed_at_any_request_shows_the_rows_of_one_version() -> None:
+    pytest.importorskip("lance", reason="the development extra brings pylance")
+    command = [sys.executable, "-m", "tests.flow.lance_in_s3"]
+    done = subprocess.run(command, cwd=REPOSITORY, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ends = done.stdout.split()
+    assert ends == [str(-signal.SIGKILL)] * len(ends)
+    assert len(ends) > 5
 
 
 def test_of_two_runs_in_s3_one_is_refused_and_a_stale_one_is_taken_over(bucket: str) -> None:

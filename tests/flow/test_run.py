@@ -6,14 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import Config, embed
-from pipeline.errors import OutputMismatchError, UsageError
+from pipeline import Config, embed, prepare
+from pipeline.errors import ModelError, OutputMismatchError, UsageError
 from pipeline.flow.run import RunSummary
 from pipeline.sink.compact import read_manifest
-from pipeline.sink.output import OutputFolder
+from pipeline.sink.lance_table import open_dataset
+from pipeline.sink.output import Kind, OutputFolder
 from pipeline.sink.verify import verify_output
 from tests.flow.tables import embeddings_of, errors_of, fragments_of
 from tests.media_factory import make_image, make_video
+from tests.sink.readers import fragments_table, lance_table
+from tests.test_checkpoint import write_checkpoint
 
 
 def run(corpus: Path, out: Path, **sections: object) -> RunSummary:
@@ -197,6 +200,58 @@ def test_a_mistyped_source_leaves_no_folder_behind(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         run(tmp_path / "typo", tmp_path / "OUT")
     assert not (tmp_path / "OUT").exists()
+
+
+def test_a_checkpoint_that_cannot_be_loaded_leaves_no_folder_behind(tmp_path: Path) -> None:
+    image = make_image(tmp_path / "a.png")
+    model = write_checkpoint(tmp_path / "model")
+    for says in ("model.safetensors: not a readable safetensors file", "no safetensors file with vision weights"):
+        with pytest.raises(ModelError, match=says):
+            embed(image, tmp_path / "OUT", model=str(model), runner="local")
+        (model / "model.safetensors").unlink(missing_ok=True)
+    assert not (tmp_path / "OUT").exists()
+    # Requests are made of the settings alone.
+    assert prepare(image, tmp_path / "P", model=str(model), runner="local").num_requests == 1
+
+
+def test_a_model_that_went_missing_leaves_an_output_as_it_was(tmp_path: Path) -> None:
+    image, out = make_image(tmp_path / "a.png"), tmp_path / "OUT"
+    run(image, out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    with pytest.raises(ModelError, match="no such folder"):
+        embed(image, out, model=str(tmp_path / "gone"), runner="local")
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_a_run_ends_with_its_lance_dataset_where_that_is_asked_for(tmp_path: Path) -> None:
+    pytest.importorskip("lance", reason="the development extra brings pylance")
+    media, out = tmp_path / "media", tmp_path / "OUT"
+    media.mkdir()
+    make_image(media / "a.png")
+    make_video(media / "v.mp4", num_frames=10)
+    run(media, out)
+    folder = OutputFolder(str(out))
+    assert open_dataset(folder) is None
+    first = run(media, out, output={"compact": "lance"})
+    assert (first.num_new_rows, first.table) == (0, f"{out}/embeddings.lance")
+    make_image(media / "b.png", seed=1)
+    assert run(media, out, output={"compact": "lance"}).num_new_rows == 1
+    report = verify_output(folder)
+    assert (report.ok, report.num_lance_rows, report.num_newer_than_lance) == (True, 3, 0)
+    assert lance_table(folder).equals(fragments_table(folder))
+    made = open_dataset(folder).version
+    run(media, out, output={"compact": "lance"})
+    assert open_dataset(folder).version == made
+
+
+def test_a_lance_dataset_that_cannot_be_had_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    make_image(tmp_path / "a.png")
+    config = Config.from_values({"model": "random:tiny", "output": {"compact": "lance"}})
+    with pytest.raises(UsageError, match="a local folder or to s3://"):
+        embed(tmp_path / "a.png", "memory://lance/OUT", config=config, runner="local")
+    assert not OutputFolder("memory://lance/OUT").fragments(Kind.PLAN)
+    # What is prepared is no table yet.
+    assert prepare(tmp_path / "a.png", "memory://lance/P", config=config, runner="local").table is None
 
 
 def test_a_run_ends_with_its_table_where_that_is_asked_for_and_the_same_rows_without(tmp_path: Path) -> None:

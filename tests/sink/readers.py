@@ -1,10 +1,11 @@
-"""The two ways to read an output, by its listing and by its table's manifest; and the same rows in other bytes."""
+"""The ways to read an output, by its listing, its table's manifest and Lance; and the same rows in other bytes."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.sink.compact import read_manifest
 from pipeline.sink.fragments import read_table
+from pipeline.sink.lance_table import open_dataset
 from pipeline.sink.output import Kind, OutputFolder
 
 
@@ -24,6 +25,15 @@ def manifest_table(folder: OutputFolder) -> pa.Table:
         with folder.open(part.name) as file:
             tables.append(pq.read_table(file))
     return pa.concat_tables(tables)
+
+
+def lance_table(folder: OutputFolder) -> pa.Table:
+    """What a reader of the Lance dataset sees, in the order of the requests' names, which Lance does not keep."""
+    dataset = open_dataset(folder)
+    assert dataset is not None
+    table = dataset.to_table()
+    rows = sorted(enumerate(table["request_id"].to_pylist()), key=lambda row: (row[1], row[0]))
+    return table.take([number for number, _ in rows])
 
 
 def rewrite(folder: OutputFolder, stem: str, compression: str) -> None:
