@@ -1,6 +1,6 @@
 """FlashAttention 4 for the temporal patches where it is faster than our own kernel: Hopper's warp-specialised products.
 
-An optional package (`pip install 'patchwire[hopper]'`), because it brings a compiler of 90 MB with it and serves one
+An optional package (`pip install '.[hopper]'`), because it brings a compiler of 90 MB with it and serves one
 generation of GPUs. It is called through its one public function, once for each run of equal temporal patches, and
 computes what `attention.attend` says. The gain is largest at 72 channels a head (the 8B tower), which its tiles pad
 to 80 where Triton's pad to 128; for small temporal patches its launch costs more than it saves, so

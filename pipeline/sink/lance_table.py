@@ -47,7 +47,7 @@ def require_lance(folder: OutputFolder) -> None:
         importlib.metadata.version("pylance")
     except importlib.metadata.PackageNotFoundError:
         raise UsageError(
-            "a Lance dataset needs the package pylance, which is not installed here: pip install 'patchwire[lance]'"
+            "a Lance dataset needs the package pylance, which is not installed here: pip install 'pylance>=14,<15'"
         ) from None
     if folder.local is None and not folder.uri.startswith("s3://"):
         raise UsageError(f"output {folder.uri!r}: a Lance dataset is written to a local folder or to s3://")
