@@ -342,7 +342,7 @@ def test_a_place_that_lance_cannot_write_to_or_no_pylance_is_refused(
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    with pytest.raises(UsageError, match=r"pip install 'pylance'"):
+    with pytest.raises(UsageError, match="pip install 'pylance>=14,<15'"):
         require_lance(OutputFolder(str(tmp_path)))
 
 
