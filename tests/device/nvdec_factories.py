@@ -9,14 +9,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.plans import plan_clips
+from pipeline.checkpoint import Preprocessing
 from pipeline.config import Config
 from pipeline.device.nvdec.clip import distinct_frames
 from pipeline.device.nvdec.process import DeviceFrames
 from pipeline.device.nvdec.session import RefusedError
 from pipeline.media.colour import ColourSpace
 from pipeline.media.container import ClipJob
+from pipeline.plan.clips import Recipe, plan_clips
 from pipeline.plan.schema import Clip, RequestPlan
+from pipeline.sources.content_id import content_id
+from pipeline.sources.items import SourceItem
+from tests.media.helpers import probe
 
 SMALL = {"model": "random:tiny", "sizes": {"max_tokens_per_frame": 16}}
 
@@ -26,7 +30,14 @@ def make_config(**sections: dict[str, object]) -> Config:
 
 
 def make_clips(*paths: Path, config: Config | None = None) -> list[Clip]:
-    return plan_clips([str(path) for path in paths], config or make_config())
+    """As a run plans them, with the headers read in this process."""
+    recipe = Recipe(preprocessing=Preprocessing(), config=config or make_config())
+    clips = []
+    for path in paths:
+        status = path.stat()
+        item = SourceItem(uri=str(path), num_bytes=status.st_size, modified_ns=status.st_mtime_ns)
+        clips += plan_clips(item, content_id(item), probe(path), recipe)
+    return clips
 
 
 def make_plan(*paths: Path, config: Config | None = None) -> RequestPlan:

@@ -132,13 +132,13 @@ def test_a_deferred_request_has_the_vectors_of_a_decoded_one(video):
 
 def test_a_run_gives_the_same_table_with_the_gpus_decoders(video, tmp_path):
     paths = [str(video(name)) for name in [*DECODED, *REFUSED]]
-    for gpu in ("off", "auto"):
+    for gpu in ("never", "auto"):
         config = Config.from_values({"model": "random:tiny", "decode": {"gpu": gpu}})
         embed(paths, tmp_path / gpu, config=config, runner="local")
-    off, auto = (embeddings_of(tmp_path / gpu).sort_by("clip_id") for gpu in ("off", "auto"))
-    assert set(off["decoder"].to_pylist()) == {"pyav"}
+    never, auto = (embeddings_of(tmp_path / gpu).sort_by("clip_id") for gpu in ("never", "auto"))
+    assert set(never["decoder"].to_pylist()) == {"pyav"}
     assert set(auto["decoder"].to_pylist()) == {"pyav", "nvdec"}
-    assert auto.drop_columns(["decoder"]) == off.drop_columns(["decoder"])
+    assert auto.drop_columns(["decoder"]) == never.drop_columns(["decoder"])
 
 
 def test_a_process_that_is_killed_or_hangs_refuses_its_clips_and_is_replaced(video, mortal):
