@@ -10,6 +10,7 @@ new bytes (an empty box at its end), because equal files are encoded once. On a 
 """
 
 import argparse
+import sys
 import tempfile
 import threading
 import time
@@ -30,8 +31,8 @@ from pipeline import embed
 from pipeline.config import Config, load_config, override_config
 from pipeline.device.nvdec.process import NvdecProcess
 from pipeline.device.transfer import make_transfer
-from pipeline.flow.cluster import RayRunner
 from pipeline.flow.progress import Progress, QuietDisplay
+from pipeline.flow.run import RunnerName, make_runner
 from pipeline.plan.schema import RequestPlan
 from pipeline.request.build import build_request
 from pipeline.request.table import unwrap_request
@@ -62,11 +63,11 @@ class Recorder(QuietDisplay):
         return (total - start[1]) / seconds if seconds else 0.0
 
 
-def through_ray(paths: Sequence[str], gpu: str, config: Config, out: str) -> dict[str, Any]:
+def run_once(paths: Sequence[str], gpu: str, config: Config, out: str, runner: RunnerName) -> dict[str, Any]:
     """One run, and who decoded its videos."""
     ours = override_config(config, [f"decode.gpu={gpu}"])
     recorder = Recorder()
-    summary = embed(paths, out, config=ours, runner="ray", display=recorder)
+    summary = embed(paths, out, config=ours, runner=runner, display=recorder)
     table = ds.dataset(Path(out) / "embeddings", format="parquet").to_table(["source_uri", "decoder"])
     assert summary.num_errors == 0, "videos were lost"
     rate = recorder.steady_rate()
@@ -210,6 +211,7 @@ def main() -> None:
     parser.add_argument("videos", nargs="+", help="MP4 or MOV, H.264 or HEVC")
     parser.add_argument("--copies", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=20, help="requests of each of two calls, beside the encoder")
+    parser.add_argument("--runner", default="ray", choices=["ray", "local"])
     parser.add_argument("--model", default="random:2b")
     parser.add_argument("--set", action="append", default=[], dest="settings", help="section.key=value of the config")
     arguments = parser.parse_args()
@@ -217,11 +219,13 @@ def main() -> None:
     results: dict[str, Any] = {}
     if encode_device(config).type == "cuda":
         results["beside"] = beside_the_encoder(requests_of(arguments.videos, config), config, arguments.repeats)
+        print_values("beside the encoder", results["beside"])
     with tempfile.TemporaryDirectory() as folder:
         paths = copies_of(arguments.videos, arguments.copies, Path(folder))
-        with RayRunner(config):
-            runs = [through_ray(paths, gpu, config, f"{folder}/{gpu}") for gpu in ("never", "auto")]
+        with make_runner(arguments.runner, config):
+            runs = [run_once(paths, gpu, config, f"{folder}/{gpu}", arguments.runner) for gpu in ("never", "auto")]
         results["vectors"] = vector_difference(f"{folder}/never", f"{folder}/auto")
+    print_values("vectors", results["vectors"])
     print_table(
         ["decode.gpu", "videos", "seconds", "video-hours a day", "times", "decoded by"],
         [
@@ -236,9 +240,13 @@ def main() -> None:
             for run in runs
         ],
     )
-    for name, values in results.items():
-        print_table([name, ""], [[key, value] for key, value in values.items()])
     print_record("nvdec", vars(arguments), [{**results, "runs": runs}])
+
+
+def print_values(name: str, values: dict[str, Any]) -> None:
+    """A table of what was measured, at once: the runs take minutes."""
+    print_table([name, ""], [[key, value] for key, value in values.items()])
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -97,16 +97,12 @@ def test_the_recipe_and_patchwire_embed_the_same_videos(
     assert [result["videos"] for result in results] == [2, 2]
 
 
-@pytest.mark.ray
 def test_without_a_gpu_its_decoders_take_no_share_and_change_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     video = make_video(tmp_path / "a.mp4", num_frames=10)
-    settings = ["--set", "ray.num_cpus=2", "--set", "encode.device=cpu"]
-    (results,) = run(
-        nvdec.main, [str(video), "--copies", "2", "--model", "random:tiny", *settings], monkeypatch, capsys
-    )["results"]
+    settings = ["--runner", "local", "--model", "random:tiny", "--set", "encode.device=cpu"]
+    (results,) = run(nvdec.main, [str(video), "--copies", "2", *settings], monkeypatch, capsys)["results"]
     assert [result["decoders"] for result in results["runs"]] == [{"pyav": 2}, {"pyav": 2}]
     assert (results["vectors"]["changed"], results["vectors"]["largest_difference"]) == (0, 0.0)
 

@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from tempfile import TemporaryFile
 from typing import Any, Protocol
@@ -245,4 +245,6 @@ class NvdecProcess:
             self._process.wait()
             self._process = None
         for channel in channels:
-            channel.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):  # the other end may be gone
+                channel.shutdown(socket.SHUT_RDWR)  # wakes who waits for an answer
+            channel.close()
