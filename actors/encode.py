@@ -24,7 +24,13 @@ class EncodeActor:
         self._refusal: PatchwireError | None = None
         self._share = share
         try:
-            self._stage = Encode(config, model, attempts_uri, self._decoded)
+            self._stage = Encode(
+                config,
+                model,
+                takes_deferred=share is not None,
+                attempts_uri=attempts_uri,
+                on_decoded=self._decoded,
+            )
         except PatchwireError as error:
             self._refusal = error
             return

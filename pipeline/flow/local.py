@@ -66,7 +66,9 @@ class LocalRunner:
             return Decode(job.config, self.sandbox), Store(job.target)
         from pipeline.stages.encode import Encode  # torch takes a second, and planning and preparing do without
 
-        encode, write = Encode(job.config, job.model, self._attempts_uri), Write(job.target)
+        is_prepared = job.prepared_uri is not None
+        encode = Encode(job.config, job.model, takes_deferred=not is_prepared, attempts_uri=self._attempts_uri)
+        write = Write(job.target)
         stack.callback(encode.close)
         claim = (lambda _: encode.num_device_requests > 0) if encode.num_device_requests else None
         make = Decode(job.config, self.sandbox, claim=claim) if job.prepared_uri is None else Load(job.prepared_uri)

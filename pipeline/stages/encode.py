@@ -58,7 +58,8 @@ class Encode:
     Args:
         config: the run's settings.
         model: what `resolve_model` takes.
-        attempts_uri: where decoders' deaths are written down, should it come to decode what the GPU's cannot.
+        takes_deferred: start the GPU's decoders, where the settings want them.
+        attempts_uri: where deaths of the CPU's decoders are written down, which serve what the GPU's cannot.
         on_decoded: told the id of each deferred request when its rows are there.
     """
 
@@ -66,6 +67,8 @@ class Encode:
         self,
         config: Config,
         model: str,
+        *,
+        takes_deferred: bool = False,
         attempts_uri: str | None = None,
         on_decoded: Callable[[str], None] | None = None,
     ) -> None:
@@ -88,7 +91,7 @@ class Encode:
         self._device_decode: DeviceDecode | None = None
         if device.type == "cuda":
             self._warm_up(device)
-            if config.decode.gpu == "auto":
+            if takes_deferred and config.decode.gpu == "auto":
                 self._device_decode = _device_decode(config, device, self._transfer, attempts_uri)
         self._start_seconds = time.perf_counter() - started
 

@@ -120,7 +120,7 @@ def test_rows_are_those_of_the_cpu_decoder_whoever_served_the_clip(video):
 def test_a_deferred_request_has_the_vectors_of_a_decoded_one(video):
     plan = make_plan(video("h264.mp4"), video("b_frames.mp4"))
     told: list[str] = []
-    encode = Encode(make_config(), "random:tiny", on_decoded=told.append)
+    encode = Encode(make_config(), "random:tiny", takes_deferred=True, on_decoded=told.append)
     with Decode(make_config()) as decode:
         expected = encode(decode(plan_table([plan])))
     found = encode(deferred_request(plan))

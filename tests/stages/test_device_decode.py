@@ -129,7 +129,7 @@ def test_a_decode_worker_does_not_ask_for_what_no_gpu_takes(tmp_path):
 
 
 def test_an_encoder_without_decoders_says_so(videos):
-    encode = Encode(make_config(encode={"device": "cpu"}), "random:tiny")
+    encode = Encode(make_config(encode={"device": "cpu"}), "random:tiny", takes_deferred=True)
     assert encode.num_device_requests == 0
     with pytest.raises(RequestError, match="there are none here"):
         encode(deferred_request(make_plan(videos[0])))
