@@ -12,7 +12,8 @@ import torch
 
 from pipeline.checkpoint import resolve_model
 from pipeline.config import Config
-from pipeline.device.nvdec.process import NvdecProcess, NvdecUnavailableError
+from pipeline.device.nvdec.process import NvdecProcess
+from pipeline.device.nvdec.worker_process import NvdecUnavailableError
 from pipeline.device.results import to_host
 from pipeline.device.transfer import Transfer, make_transfer
 from pipeline.encoder.counts import num_vectors

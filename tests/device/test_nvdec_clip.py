@@ -10,8 +10,9 @@ import torch
 from pipeline.config import DecodeConfig, LimitsConfig
 from pipeline.device.nvdec.clip import ClipTools, decode_clip, nv12_bytes
 from pipeline.device.nvdec.driver import DriverError, load_library
-from pipeline.device.nvdec.process import NvdecProcess, NvdecUnavailableError
+from pipeline.device.nvdec.process import NvdecProcess
 from pipeline.device.nvdec.session import RefusedError
+from pipeline.device.nvdec.worker_process import NvdecUnavailableError
 from pipeline.media.colour import ColourSpace
 from pipeline.media.container import ClipJob
 from pipeline.media.location import open_binary

@@ -1,23 +1,14 @@
 """The GPU's decoders as an encode actor sees them: clips in, planes in its own device memory out, or a refusal.
 
 They run in a process of their own (worker.py), so that a file that hangs, crashes or over-allocates a decoder ends
-neither the actor nor a clip: at its deadline the process is killed, every clip that was under way is refused, which
-sends it to the CPU's decoder with its own deadline and limits, and the next clip starts the process again. After
-three such ends it stays down, and all clips are refused.
+neither the actor nor a clip: at its deadline the process is killed, and every clip that was under way is refused, which
+sends it to the CPU's decoder with its own deadline and limits.
 """
 
-import os
 import queue
-import signal
-import socket
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from tempfile import TemporaryFile
 from typing import Any, Protocol
 
 import torch
@@ -26,20 +17,14 @@ from pipeline.config import DecodeConfig, LimitsConfig
 from pipeline.device.nvdec.clip import distinct_frames, nv12_bytes
 from pipeline.device.nvdec.driver import Driver, DriverError
 from pipeline.device.nvdec.session import RefusedError
+from pipeline.device.nvdec.worker_process import NvdecUnavailableError, WorkerProcess
 from pipeline.media.colour import ColourSpace
 from pipeline.media.container import ClipJob
-from pipeline.media.decoder_process import import_path, last_words
-from pipeline.media.protocol import receive_message, send_message
 from pipeline.media.sandbox import job_seconds
 
 MOST_BYTES = 4 << 30  # of one clip's planes; a larger clip goes to the CPU
-_MOST_ENDS = 3
-_START_SECONDS = 60.0
 _LEAST_BYTES = 64 << 20
-
-
-class NvdecUnavailableError(Exception):
-    """There is no decoder here; says what is missing."""
+_WORKER = "pipeline.device.nvdec.worker"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -103,31 +88,27 @@ class NvdecProcess:
 
     def __init__(self, device: torch.device, num_decoders: int, decode: DecodeConfig, limits: LimitsConfig) -> None:
         self._device = torch.device("cuda", device.index if device.index is not None else torch.cuda.current_device())
-        self._decode, self._limits = decode, limits
-        self._lock = threading.Lock()
-        self._starter = ThreadPoolExecutor(1, "nvdec-starter")  # Linux ends the worker with the thread that starts it
-        self._process: subprocess.Popen[bytes] | None = None
-        self._channels: list[socket.socket] = []
-        self._num_ends = 0
-        self._lanes: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
+        self._decode = decode
         self.num_decoders = num_decoders
         try:
             self._driver = Driver(self._device.index)
-            self._start()
         except DriverError as error:
             raise NvdecUnavailableError(str(error)) from error
+        settings = {"limits": limits.model_dump(mode="json")}
+        self._worker = WorkerProcess(_WORKER, [str(self._device.index)], settings, num_decoders)
+        self._lanes: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
         for number in range(num_decoders):
             self._lanes.put(_Lane(number=number))
 
     @property
     def pid(self) -> int | None:
         """Process id of the worker, None while there is none."""
-        return None if self._process is None else self._process.pid
+        return self._worker.pid
 
     @property
     def is_down(self) -> bool:
-        """Whether it has ended too often: every clip is refused from now on."""
-        return self._num_ends >= _MOST_ENDS
+        """Whether the worker has ended too often: every clip is refused from now on."""
+        return self._worker.is_down
 
     @contextmanager
     def frames(self, job: ClipJob, size: tuple[int, int]) -> Iterator[DeviceFrames]:
@@ -144,10 +125,12 @@ class NvdecProcess:
         num_bytes = num_frames * nv12_bytes(width, height)
         if num_bytes > MOST_BYTES:
             raise RefusedError(f"{num_bytes} bytes of planes, at most {MOST_BYTES}")
+        allowed_seconds = self._decode.timeout_seconds + self._decode.timeout_per_video_second * job_seconds(job)
         lane = self._lanes.get()
         try:
             memory = self._reserve(lane, num_bytes)
-            reply = self._ask(lane, {**job.to_values(), "width": width, "height": height, "memory": memory.handle}, job)
+            message = {**job.to_values(), "width": width, "height": height, "memory": memory.handle}
+            reply = self._worker.ask(lane.number, message, allowed_seconds)
             if "refused" in reply:
                 raise RefusedError(reply["refused"])
             planes = torch.as_tensor(memory, device=self._device)[:num_bytes]
@@ -157,9 +140,7 @@ class NvdecProcess:
 
     def close(self) -> None:
         """End the worker and give its memory back; no clip may be under way."""
-        with self._lock:
-            self._kill()
-        self._starter.shutdown()
+        self._worker.close()
         self._driver.enter()
         while not self._lanes.empty():
             memory = self._lanes.get().memory
@@ -177,74 +158,3 @@ class NvdecProcess:
             except DriverError as error:
                 raise RefusedError(f"no device memory for {num_bytes} bytes of planes: {error}") from error
         return lane.memory
-
-    def _ask(self, lane: _Lane, message: dict[str, Any], job: ClipJob) -> dict[str, Any]:
-        """Send a job and wait for its answer until its deadline."""
-        channel = self._living_channel(lane)
-        allowed_seconds = self._decode.timeout_seconds + self._decode.timeout_per_video_second * job_seconds(job)
-        try:
-            channel.settimeout(allowed_seconds)
-            send_message(channel, message)
-            return receive_message(channel)[0]
-        except (EOFError, OSError) as error:
-            with self._lock:
-                if channel in self._channels:
-                    self._num_ends += 1
-                    self._kill()
-            raise RefusedError(f"the decoders' process ended: {error}") from error
-
-    def _living_channel(self, lane: _Lane) -> socket.socket:
-        with self._lock:
-            if self.is_down:
-                raise RefusedError(f"the decoders' process ended {self._num_ends} times")
-            if self._process is None:
-                try:
-                    self._start()
-                except DriverError as error:
-                    self._num_ends += 1
-                    raise RefusedError(str(error)) from error
-            return self._channels[lane.number]
-
-    def _start(self) -> None:
-        self._starter.submit(self._start_worker).result()
-
-    def _start_worker(self) -> None:
-        pairs = [socket.socketpair() for _ in range(self.num_decoders)]
-        ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        handles = [end.fileno() for end in theirs]
-        arguments = map(str, [os.getpid(), self._device.index, *handles])
-        with TemporaryFile() as stderr:
-            self._process = subprocess.Popen(  # noqa: S603  # our own module, in our own interpreter
-                [sys.executable, "-P", "-m", "pipeline.device.nvdec.worker", *arguments],
-                pass_fds=handles,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(import_path())},
-                start_new_session=True,  # Ctrl-C is for the run, which then ends its children
-            )
-            for end in theirs:
-                end.close()
-            self._channels = ours
-            try:
-                ours[0].settimeout(_START_SECONDS)
-                send_message(ours[0], {"limits": self._limits.model_dump(mode="json")})
-                reply, _ = receive_message(ours[0])
-            except (EOFError, OSError) as error:
-                self._kill()
-                raise DriverError(f"the decoders' process did not start: {last_words(stderr)}") from error
-        if "error" in reply:
-            self._kill()
-            raise DriverError(reply["error"])
-
-    def _kill(self) -> None:
-        """End the worker, if there is one; whoever waits for an answer is told by the end of its channel."""
-        channels, self._channels = self._channels, []
-        if self._process is not None:
-            self._process.send_signal(signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-        for channel in channels:
-            with suppress(OSError):  # the other end may be gone
-                channel.shutdown(socket.SHUT_RDWR)  # wakes who waits for an answer
-            channel.close()

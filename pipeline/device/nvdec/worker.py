@@ -77,7 +77,7 @@ class Lane:
 
 
 def main() -> None:
-    """Run as the child of `NvdecProcess`."""
+    """Run as the child of a `WorkerProcess`."""
     parent_pid, ordinal, *handles = map(int, sys.argv[1:])
     die_with(parent_pid)
     channels = [socket.socket(fileno=handle) for handle in handles]
