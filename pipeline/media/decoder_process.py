@@ -5,6 +5,7 @@ started from a process full of threads, such as a Ray worker, and runs no `__mai
 template. Should the template itself be killed, its decoder dies with it and the next start makes another.
 """
 
+import ctypes
 import os
 import select
 import signal
@@ -23,6 +24,7 @@ _START_SECONDS = 120.0
 _START_TRIES = 3
 _ANSWER_SECONDS = 20.0
 _LAST_WORDS_BYTES = 2_000
+_PR_SET_PDEATHSIG = 1
 # One thread a decoder, in the libraries that ask the environment: it also keeps the template fit for forking.
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -154,6 +156,13 @@ def _has_hung_up(channel: socket.socket) -> bool:
     poll = select.poll()
     poll.register(channel, select.POLLIN)
     return any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))
+
+
+def die_with(parent_pid: int) -> None:
+    """Have the kernel end this process with its parent, or end now if that is gone already."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os._exit(1)
 
 
 def import_path() -> list[str]:

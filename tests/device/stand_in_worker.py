@@ -5,8 +5,8 @@ import socket
 import sys
 import threading
 
+from pipeline.media.decoder_process import die_with
 from pipeline.media.protocol import receive_message, send_message
-from pipeline.media.template import die_with
 
 
 def serve(channel: socket.socket) -> None:

@@ -29,6 +29,7 @@ def test_local_videos_of_its_codecs_are_for_the_gpu(codec):
         {"width": 62},
         {"codec": "hevc", "height": 142},
         {"width": 8192, "height": 4096},
+        {"width": 3840, "height": 2160, "num_frames": 25_000},
     ],
     ids=str,
 )

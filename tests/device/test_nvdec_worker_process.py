@@ -1,13 +1,18 @@
 """A process that hangs or dies takes what it was asked with it, and nothing else."""
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 
+from pipeline.config import LimitsConfig
 from pipeline.device.nvdec.session import RefusedError
 from pipeline.device.nvdec.worker_process import MOST_ENDS, NvdecUnavailableError, WorkerProcess
+from tests.faults.processes import REPOSITORY
 
 PATIENT_SECONDS = 60.0
 IMPATIENT_SECONDS = 0.3
@@ -81,3 +86,15 @@ def test_a_process_that_keeps_ending_stays_down(make):
 def test_a_process_that_does_not_start_says_why(fails, reason, make):
     with pytest.raises(NvdecUnavailableError, match=reason):
         make(fails)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver")
+def test_the_decoders_process_says_which_library_is_missing():
+    settings = {"limits": LimitsConfig().model_dump(mode="json")}
+    with pytest.raises(NvdecUnavailableError, match=r"libnvcuvid\.so\.1"):
+        WorkerProcess("pipeline.device.nvdec.worker", ["0"], settings, num_channels=1)
+
+
+def test_the_decoders_process_does_without_torch():
+    code = "import sys, pipeline.device.nvdec.worker; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0

@@ -4,6 +4,7 @@ What only the file tells (interlacing, 10 bits, a display matrix) refuses a clip
 the encode actor's machine; so the rule here leaves out what is known to be refused. No torch, for decode workers.
 """
 
+from pipeline.device.nvdec.clip import nv12_bytes
 from pipeline.media.container import MediaType
 from pipeline.media.inside import container_of, inside_of
 from pipeline.media.location import local_path
@@ -12,6 +13,7 @@ from pipeline.sources.items import SourceItem
 
 LEAST_SIDE = {"h264": 64, "hevc": 144}  # pixels; NVDEC's own least are 48 and 144 (H100)
 MOST_PIXELS = 4096 * 4096
+MOST_BYTES = 1 << 30  # of one clip's planes: each decoder keeps as much device memory as its largest clip took
 
 
 def may_decode_on_device(plan: RequestPlan) -> bool:
@@ -23,8 +25,14 @@ def _may_decode(clip: Clip) -> bool:
     if clip.codec not in LEAST_SIDE:
         return False
     has_even_sides = clip.width % 2 == 0 and clip.height % 2 == 0
-    fits = min(clip.width, clip.height) >= LEAST_SIDE[clip.codec] and clip.width * clip.height <= MOST_PIXELS
-    return has_even_sides and fits and all(_is_local(item) for item in clip.sources)
+    has_fitting_sides = min(clip.width, clip.height) >= LEAST_SIDE[clip.codec]
+    return (
+        has_even_sides
+        and has_fitting_sides
+        and clip.width * clip.height <= MOST_PIXELS
+        and len(set(clip.frame_indices)) * nv12_bytes(clip.width, clip.height) <= MOST_BYTES
+        and all(_is_local(item) for item in clip.sources)
+    )
 
 
 def _is_local(item: SourceItem) -> bool:

@@ -16,13 +16,13 @@ import torch
 from pipeline.config import DecodeConfig, LimitsConfig
 from pipeline.device.nvdec.clip import distinct_frames, nv12_bytes
 from pipeline.device.nvdec.driver import Driver, DriverError
+from pipeline.device.nvdec.eligible import MOST_BYTES
 from pipeline.device.nvdec.session import RefusedError
 from pipeline.device.nvdec.worker_process import NvdecUnavailableError, WorkerProcess
 from pipeline.media.colour import ColourSpace
 from pipeline.media.container import ClipJob
 from pipeline.media.sandbox import job_seconds
 
-MOST_BYTES = 4 << 30  # of one clip's planes; a larger clip goes to the CPU
 _LEAST_BYTES = 64 << 20
 _WORKER = "pipeline.device.nvdec.worker"
 

@@ -40,7 +40,7 @@ _SPARE_SURFACES = 4  # pictures that may wait to be shown while later ones are d
 _DISPLAY_DELAY = 4
 _NO_TIME_CLOCK = 1000  # timestamps are frame numbers; the parser only carries them
 _OUTPUT_SURFACES = 2
-_MOST_IDLE_DECODERS = 4
+_MOST_IDLE_DECODERS = 2
 
 
 class RefusedError(Exception):
