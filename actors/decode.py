@@ -2,6 +2,7 @@
 
 import pyarrow as pa
 
+from actors.share import ShareDesk
 from pipeline.config import Config
 from pipeline.plan.schema import unpacked_request
 from pipeline.stages.decode import Decode, Probe
@@ -21,10 +22,11 @@ class ProbeActor:
 
 
 class DecodeActor:
-    """Turns one plan row into one request; its decoder process dies with it."""
+    """Turns one plan row into one request, decoded or deferred to a GPU; its decoder process dies with it."""
 
-    def __init__(self, config: Config, attempts_uri: str | None = None) -> None:
-        self._stage = Decode(config, attempts_uri=attempts_uri)
+    def __init__(self, config: Config, attempts_uri: str | None = None, share: ShareDesk | None = None) -> None:
+        claim = None if share is None else share.claim
+        self._stage = Decode(config, attempts_uri=attempts_uri, claim=claim)
 
     def __call__(self, plan: pa.Table) -> pa.Table:
         """One packed row of PLAN_SCHEMA to one row of REQUEST_SCHEMA."""

@@ -2,6 +2,7 @@
 
 import pyarrow as pa
 
+from actors.share import ShareDesk
 from pipeline.config import Config
 from pipeline.errors import PatchwireError
 from pipeline.plan.schema import unpacked_request
@@ -17,18 +18,34 @@ class EncodeActor:
     again and then hands on as text.
     """
 
-    def __init__(self, config: Config, model: str) -> None:
+    def __init__(
+        self, config: Config, model: str, attempts_uri: str | None = None, share: ShareDesk | None = None
+    ) -> None:
         self._refusal: PatchwireError | None = None
+        self._share = share
         try:
-            self._stage = Encode(config, model)
+            self._stage = Encode(
+                config,
+                model,
+                takes_deferred=share is not None,
+                attempts_uri=attempts_uri,
+                on_decoded=self._decoded,
+            )
         except PatchwireError as error:
             self._refusal = error
+            return
+        if share is not None:
+            share.open(self._stage.num_device_requests)
 
     def __call__(self, request: pa.Table) -> pa.Table:
         """One row of REQUEST_SCHEMA to one row of ENCODED_SCHEMA."""
         if self._refusal is not None:
             raise self._refusal
         return self._stage(request)
+
+    def _decoded(self, request_id: str) -> None:
+        if self._share is not None:
+            self._share.release(request_id, self._stage.num_device_requests)
 
 
 class EncodePreparedActor(EncodeActor):

@@ -102,6 +102,17 @@ class DecodeConfig(Section):
         default="auto",
         description="`auto` is PyAV with exact skipping, then decord where PyAV opened a file and got no frame.",
     )
+    gpu: Literal["never", "auto"] = Field(
+        default="never",
+        description="`auto`: where the encoder runs on a GPU with decoders of its own (NVDEC), they take the H.264 and "
+        "HEVC videos that they can decode to the same bytes, as many as they have time for; decoder `nvdec`.",
+    )
+    gpu_decoders: int = Field(
+        default=12,
+        gt=0,
+        le=64,
+        description="With `gpu`: clips decoded at once on a GPU, and requests handed to it ahead of time.",
+    )
     timeout_seconds: float = Field(
         default=30.0,
         gt=0,

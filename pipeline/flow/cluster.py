@@ -29,6 +29,7 @@ from ray.data.context import DataContext
 
 from actors.decode import DecodeActor, PrepareActor, ProbeActor
 from actors.encode import EncodeActor, EncodePreparedActor
+from actors.share import ShareDesk
 from actors.write import WriteActor
 from pipeline.config import Config, RayConfig
 from pipeline.device.store_mapping import suggested_store_bytes
@@ -119,14 +120,16 @@ class RayRunner:
             "compute": ActorPoolStrategy(min_size=1, max_size=min(self._decode_workers, len(blocks))),
             **one_row,
         }
-        encoders: dict[str, Any] = {"fn_constructor_args": (job.config, job.model), **one_row}
+        encoders = dict(one_row)
         dataset = self._dataset(blocks)
         if job.makes is Kind.REQUESTS:
             prepare = (job.config, job.target, self._attempts_uri)
             return dataset.map_batches(PrepareActor, fn_constructor_args=prepare, **decoders)
         if job.prepared_uri is None:
-            decode = (job.config, self._attempts_uri)
+            share = ShareDesk.start() if self._shares_decoding else None
+            decode = (job.config, self._attempts_uri, share)
             decoded = dataset.map_batches(DecodeActor, fn_constructor_args=decode, **decoders)
+            encoders["fn_constructor_args"] = (job.config, job.model, self._attempts_uri, share)
             encoded = decoded.map_batches(EncodeActor, **encoders, **self._encode_placement())
         else:
             encoders["fn_constructor_args"] = (job.config, job.model, job.prepared_uri)
@@ -151,11 +154,13 @@ class RayRunner:
     def _encode_placement(self) -> dict[str, Any]:
         if not self._on_gpu:
             return {"num_cpus": _CPU_ENCODER_CORES, "compute": ActorPoolStrategy(size=self._encode_workers)}
+        # A request that is being decoded on the GPU has a call of its own, so that the others go on being encoded.
+        num_decoding = self._config.decode.gpu_decoders if self._shares_decoding else 0
         pool = ActorPoolStrategy(
             size=self._encode_workers,
-            max_concurrent_calls_per_actor=_CALLS_PER_GPU_ACTOR,
+            max_concurrent_calls_per_actor=_CALLS_PER_GPU_ACTOR + num_decoding,
             enable_true_multi_threading=True,
-            max_tasks_in_flight_per_actor=self._config.ray.requests_in_flight,
+            max_tasks_in_flight_per_actor=self._config.ray.requests_in_flight + num_decoding,
         )
         return {"num_gpus": 1, "num_cpus": 0, "compute": pool}
 
@@ -165,6 +170,10 @@ class RayRunner:
         if device == "cuda" and not self._gpus:
             raise UsageError("encode.device=cuda: this Ray cluster has no GPU; use encode.device=auto or cpu")
         return device != "cpu" and self._gpus > 0
+
+    @property
+    def _shares_decoding(self) -> bool:
+        return self._on_gpu and self._config.decode.gpu == "auto"
 
     @property
     def _store_bytes(self) -> int | None:

@@ -1,6 +1,7 @@
 """The whole way in one screen: every stage, one after the other, in this process and without Ray."""
 
 from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import ExitStack
 from itertools import chain
 from types import TracebackType
 from typing import Self
@@ -18,6 +19,8 @@ from pipeline.stages.decode import Decode, Probe, make_sandbox
 from pipeline.stages.prepared import Load, Store
 from pipeline.stages.write import Write
 
+_Stage = Callable[[pa.Table], pa.Table]
+
 
 class LocalRunner:
     """Runs the stages serially, with one decoder process for all of them.
@@ -29,6 +32,7 @@ class LocalRunner:
     capacity = Capacity(decode=1, encode=1)
 
     def __init__(self, config: Config, attempts_uri: str | None = None) -> None:
+        self._attempts_uri = attempts_uri
         self.sandbox = make_sandbox(config, attempts_uri)
 
     def __enter__(self) -> Self:
@@ -51,14 +55,21 @@ class LocalRunner:
         first = next(requests, None)
         if first is None:
             return
-        make = Decode(job.config, self.sandbox) if job.prepared_uri is None else Load(job.prepared_uri)
-        finish = Store(job.target) if job.makes is Kind.REQUESTS else _encode_and_write(job)
-        for request in chain([first], requests):
-            yield from receipts_of(finish(make(plan_table([request]))))
+        with ExitStack() as stack:
+            make, finish = self._stages(job, stack)
+            for request in chain([first], requests):
+                yield from receipts_of(finish(make(plan_table([request]))))
 
+    def _stages(self, job: Job, stack: ExitStack) -> tuple[_Stage, _Stage]:
+        """What makes a request of a plan row, and what then becomes of it."""
+        if job.makes is Kind.REQUESTS:
+            return Decode(job.config, self.sandbox), Store(job.target)
+        from pipeline.stages.encode import Encode  # torch takes a second, and planning and preparing do without
 
-def _encode_and_write(job: Job) -> Callable[[pa.Table], pa.Table]:
-    from pipeline.stages.encode import Encode  # torch takes a second, and planning and preparing do without
-
-    encode, write = Encode(job.config, job.model), Write(job.target)
-    return lambda request: write(encode(request))
+        is_prepared = job.prepared_uri is not None
+        encode = Encode(job.config, job.model, takes_deferred=not is_prepared, attempts_uri=self._attempts_uri)
+        write = Write(job.target)
+        stack.callback(encode.close)
+        claim = (lambda _: encode.num_device_requests > 0) if encode.num_device_requests else None
+        make = Decode(job.config, self.sandbox, claim=claim) if job.prepared_uri is None else Load(job.prepared_uri)
+        return make, lambda request: write(encode(request))

@@ -7,11 +7,11 @@ a file leads nowhere. Still pictures go to Pillow even where FFmpeg could read t
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import BinaryIO
+from typing import Any, BinaryIO, Self
 
 import av
 from av.codec.context import ThreadType
@@ -72,6 +72,25 @@ class ClipJob:
     resized_height: int
     resized_width: int
     byte_range: ByteRange | None = None
+
+    def to_values(self) -> dict[str, Any]:
+        """As plain values, for a message to a decoder process."""
+        place = None if self.byte_range is None else self.byte_range.to_values()
+        return {**{name: getattr(self, name) for name in self.__slots__}, "byte_range": place}
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
+        """From a message that holds these values, whatever else is in it."""
+        place = values["byte_range"]
+        own = {name: values[name] for name in cls.__slots__}
+        return cls(
+            **{
+                **own,
+                "media_type": MediaType(values["media_type"]),
+                "frame_indices": tuple(values["frame_indices"]),
+                "byte_range": None if place is None else ByteRange(**place),
+            }
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ started from a process full of threads, such as a Ray worker, and runs no `__mai
 template. Should the template itself be killed, its decoder dies with it and the next start makes another.
 """
 
+import ctypes
 import os
 import select
 import signal
@@ -23,6 +24,7 @@ _START_SECONDS = 120.0
 _START_TRIES = 3
 _ANSWER_SECONDS = 20.0
 _LAST_WORDS_BYTES = 2_000
+_PR_SET_PDEATHSIG = 1
 # One thread a decoder, in the libraries that ask the environment: it also keeps the template fit for forking.
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -95,7 +97,7 @@ class DecoderProcess:
             except (EOFError, OSError) as error:
                 ended = self._bury_template()
                 if is_last or ended != signal.SIGKILL.name:
-                    raise RunError(f"the decoder process did not start ({ended}): {_last_words(stderr)}") from error
+                    raise RunError(f"the decoder process did not start ({ended}): {last_words(stderr)}") from error
             except BaseException:
                 self.close()
                 raise
@@ -110,7 +112,7 @@ class DecoderProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
-                env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(_import_path())},
+                env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(import_path())},
                 start_new_session=True,  # Ctrl-C is for the run, which then ends its children
             )
         ours.settimeout(_START_SECONDS)
@@ -156,13 +158,21 @@ def _has_hung_up(channel: socket.socket) -> bool:
     return any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))
 
 
-def _import_path() -> list[str]:
+def die_with(parent_pid: int) -> None:
+    """Have the kernel end this process with its parent, or end now if that is gone already."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+def import_path() -> list[str]:
     """Where the child finds this package, and then everything that this process can import."""
     package = Path(pipeline.media.__file__ or "").resolve().parents[2]
     return [str(package), *(entry for entry in sys.path if entry)]
 
 
-def _last_words(stderr: IO[bytes]) -> str:
+def last_words(stderr: IO[bytes]) -> str:
+    """The end of what a child said."""
     end = stderr.seek(0, os.SEEK_END)
     stderr.seek(max(0, end - _LAST_WORDS_BYTES))
     return stderr.read().decode("utf-8", "replace").strip() or "it said nothing"

@@ -1,4 +1,4 @@
-"""One interface over the backends: a clip's frames, and the name of who decoded them.
+"""One interface over the CPU's backends: a clip's frames, and the name of who decoded them.
 
 `auto` is PyAV, because it measured cheaper and right on every valid file; decord is tried where PyAV opens
 the file but cannot produce a single frame, and PyAV's reason is reported if decord fails too. What PyAV

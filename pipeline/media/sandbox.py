@@ -94,9 +94,8 @@ class Sandbox:
             raise RequestError(
                 f"{job.uri}: {num_bytes} bytes of patch rows at offset {offset} do not fit {buffer.num_bytes} bytes"
             )
-        message = {"do": "decode", "offset": offset, **{name: getattr(job, name) for name in ClipJob.__slots__}}
-        message["byte_range"] = None if job.byte_range is None else job.byte_range.to_values()
-        video_seconds = (job.frame_indices[-1] + 1) / _FRAMES_PER_SECOND
+        message = {"do": "decode", "offset": offset, **job.to_values()}
+        video_seconds = job_seconds(job)
         return ClipReport(**self._ask(message, buffer.handle, video_seconds, job.uri, Stage.DECODE)["report"])
 
     def close(self) -> None:
@@ -156,6 +155,11 @@ class Sandbox:
         if "code" in reply:
             raise MediaError(ErrorCode(reply["code"]), reply["message"], stage)
         return reply
+
+
+def job_seconds(job: ClipJob) -> float:
+    """Seconds of video up to a job's last wanted frame, as its deadline counts them."""
+    return (job.frame_indices[-1] + 1) / _FRAMES_PER_SECOND
 
 
 def _num_bytes(job: ClipJob) -> int:

@@ -27,12 +27,12 @@ import torch
 from PIL import Image
 
 from pipeline.config import DecodeConfig, ImagesConfig, LimitsConfig
+from pipeline.media.decoder_process import die_with
 from pipeline.media.image import allow_pixels
 from pipeline.media.protocol import receive_message, send_message
 from pipeline.media.worker import Worker
 
 DECODER_NAME = "pw-decoder"  # what `ps` and `top` call it; at most 15 bytes
-_PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _LAST_BREATH_SECONDS = 5.0
 
@@ -77,13 +77,6 @@ class Template:
             self._worker.serve(socket.socket(fileno=handle))
         finally:
             os._exit(1)  # whatever happened, nothing of the template's is to be ended here
-
-
-def die_with(parent_pid: int) -> None:
-    """Have the kernel end this process with its parent, or end now if that is gone already."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        os._exit(1)
 
 
 def _end(pid: int, *, at_once: bool) -> int:

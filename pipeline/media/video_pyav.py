@@ -39,7 +39,7 @@ _SKIPPING_CODECS = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4
 PROGRESSIVE = (0, 1)  # AVFieldOrder unknown, progressive; a field may be a packet of its own in the others
 
 
-class _MissedError(Exception):
+class MissedError(Exception):
     """A wanted frame did not appear while others were being skipped."""
 
 
@@ -121,7 +121,7 @@ def read_frames(source: VideoSource, frame_indices: Sequence[int], cache: IndexC
             for image in _convert(_read_skipping(source, index, wanted)):
                 yield image
                 num_delivered += 1
-        except _MissedError:
+        except MissedError:
             pass
         else:
             return
@@ -153,10 +153,33 @@ def _decode_stretches(
     container: InputContainer, stream: VideoStream, index: PacketIndex, wanted: Sequence[int]
 ) -> Iterator[VideoFrame]:
     """Decode each stretch from a safe start to its last wanted packet, draining the decoder in between."""
-    targets = np.unique(index.numbers[np.asarray(wanted) - index.first_number])
-    starts = _starts_before(index, targets)
     context = stream.codec_context
     can_skip = codec_name(stream) in _SKIPPING_CODECS and int(context.field_order) in PROGRESSIVE
+    for fed in read_stretches(container, stream, index, wanted):
+        if fed.packet is None:
+            yield from decode_packet(context, None)
+            context.flush_buffers()
+            continue
+        if can_skip:
+            context.skip_frame = "DEFAULT" if fed.is_wanted else "NONREF"
+        yield from decode_packet(context, fed.packet)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FedPacket:
+    """What a decoder is given next: a packet, by its place in the index, or None at the end of a stretch."""
+
+    packet: "Packet[VideoStream] | None"
+    number: int
+    is_wanted: bool
+
+
+def read_stretches(
+    container: InputContainer, stream: VideoStream, index: PacketIndex, wanted: Sequence[int]
+) -> Iterator[FedPacket]:
+    """The packets of each stretch, from a safe start to its last wanted one, and where the stretch ends."""
+    targets = np.unique(index.numbers[np.asarray(wanted) - index.first_number])
+    starts = _starts_before(index, targets)
     packets = enumerate(_packets_from(container, stream, index, int(starts[0])), int(starts[0]))
     for start in np.unique(starts):
         in_stretch = set(targets[starts == start].tolist())
@@ -164,13 +187,10 @@ def _decode_stretches(
         for number, packet in packets:
             if number < start:
                 continue
-            if can_skip:
-                context.skip_frame = "DEFAULT" if number in in_stretch else "NONREF"
-            yield from decode_packet(context, packet)
+            yield FedPacket(packet=packet, number=number, is_wanted=number in in_stretch)
             if number == last:
                 break
-        yield from decode_packet(context, None)
-        context.flush_buffers()
+        yield FedPacket(packet=None, number=last, is_wanted=False)
 
 
 def _starts_before(index: PacketIndex, targets: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -180,7 +200,7 @@ def _starts_before(index: PacketIndex, targets: NDArray[np.int64]) -> NDArray[np
         places = np.concatenate(([0], places))
     found = np.searchsorted(places, targets, side="right") - 1
     if found[0] < 0:
-        raise _MissedError
+        raise MissedError
     starts: NDArray[np.int64] = places[found]
     return starts
 
@@ -188,7 +208,7 @@ def _starts_before(index: PacketIndex, targets: NDArray[np.int64]) -> NDArray[np
 def _packets_from(
     container: InputContainer, stream: VideoStream, index: PacketIndex, start: int
 ) -> Iterator["Packet[VideoStream]"]:
-    """Packets from `start` of the index on. Raises _MissedError if seeking does not lead there."""
+    """Packets from `start` of the index on. Raises MissedError if seeking does not lead there."""
     packets = read_packets(container, stream)
     if index.first_number + start == 0:
         yield from packets
@@ -197,7 +217,7 @@ def _packets_from(
     container.seek(int(index.pts[start] if by_pts else index.dts[start]), stream=stream)
     for packet in packets:
         if packet.pts is None or packet.pts > index.pts[start]:
-            raise _MissedError
+            raise MissedError
         if packet.pts == index.pts[start]:
             yield packet
             yield from packets
@@ -214,19 +234,19 @@ def index_position(index: PacketIndex, frame: VideoFrame) -> float | None:
 
 
 def _match(frames: Iterator[tuple[float | None, VideoFrame]], wanted: Sequence[int]) -> Iterator[VideoFrame]:
-    """Pick the wanted frames. Raises _MissedError as soon as one is passed by or the frames end."""
+    """Pick the wanted frames. Raises MissedError as soon as one is passed by or the frames end."""
     position = 0
     for number, frame in frames:
         if number is None:
             continue
         if number > wanted[position]:
-            raise _MissedError
+            raise MissedError
         while number == wanted[position]:
             yield frame
             position += 1
             if position == len(wanted):
                 return
-    raise _MissedError
+    raise MissedError
 
 
 def _read_plainly(source: VideoSource, index: PacketIndex, wanted: Sequence[int]) -> Iterator[VideoFrame]:

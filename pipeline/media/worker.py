@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.config import DecodeConfig, ImagesConfig, LimitsConfig
 from pipeline.errors import ErrorCode, MediaError
 from pipeline.media.byte_range import ByteRange
-from pipeline.media.container import ClipJob, ClipReport, MediaInfo, MediaType
+from pipeline.media.container import ClipJob, ClipReport, MediaInfo
 from pipeline.media.frames import open_frames
 from pipeline.media.grid import grid_of, row_bytes
 from pipeline.media.location import open_binary
@@ -56,7 +56,7 @@ class Worker:
                 byte_range, with_times = _byte_range(message), message["with_times"]
                 return {"info": asdict(self._probe(channel, uri, byte_range, with_times))}
             assert handle is not None, "a decode job comes with its buffer"
-            return {"report": asdict(self._decode(_job(message), handle, message["offset"]))}
+            return {"report": asdict(self._decode(ClipJob.from_values(message), handle, message["offset"]))}
         except MediaError as error:
             return {"code": error.code, "message": error.message}
         except AssertionError:
@@ -88,18 +88,6 @@ class Worker:
     def _extend_deadline(self, channel: socket.socket, video_seconds: float) -> None:
         seconds = video_seconds * self._decode_config.timeout_per_video_second
         send_message(channel, {"extend_seconds": seconds})
-
-
-def _job(message: dict[str, Any]) -> ClipJob:
-    return ClipJob(
-        uri=message["uri"],
-        media_type=MediaType(message["media_type"]),
-        frame_indices=tuple(message["frame_indices"]),
-        num_source_frames=message["num_source_frames"],
-        resized_height=message["resized_height"],
-        resized_width=message["resized_width"],
-        byte_range=_byte_range(message),
-    )
 
 
 def _byte_range(message: dict[str, Any]) -> ByteRange | None:

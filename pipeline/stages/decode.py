@@ -1,16 +1,19 @@
 """The stages that touch media: headers become probe results, plan rows become requests."""
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 import pyarrow as pa
 
 from pipeline.config import Config
+from pipeline.device.nvdec.eligible import may_decode_on_device
 from pipeline.media.attempts import Attempts
 from pipeline.media.sandbox import Sandbox
 from pipeline.plan.probe import items_of, probe_source, results_table
 from pipeline.plan.schema import requests_of
 from pipeline.request.build import build_request
+from pipeline.request.deferred import decoded_request, deferred_request
 
 
 def make_sandbox(config: Config, attempts_uri: str | None) -> Sandbox:
@@ -57,9 +60,33 @@ class Probe(DecodingStage):
 
 
 class Decode(DecodingStage):
-    """Decodes and patchifies the clips of plan rows."""
+    """Decodes and patchifies the clips of plan rows, or leaves that to the GPU's decoders.
+
+    Args:
+        config: the run's settings.
+        shared: a decoder process to use and leave open.
+        attempts_uri: where decoders' deaths are written down.
+        claim: given a request that the GPU may decode, whether it is to; None where there is no such GPU.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        shared: Sandbox | None = None,
+        attempts_uri: str | None = None,
+        claim: Callable[[str], bool] | None = None,
+    ) -> None:
+        super().__init__(config, shared, attempts_uri)
+        self._claim = claim
 
     def __call__(self, plan: pa.Table) -> pa.Table:
-        """One row of PLAN_SCHEMA to one row of REQUEST_SCHEMA; a bad clip is among its failures."""
+        """One row of PLAN_SCHEMA to one row of REQUEST_SCHEMA; a bad clip is among its failures.
+
+        With `claim` the row has a column more, see request/deferred.py.
+        """
         (request,) = requests_of(plan)
-        return build_request(request, self._sandbox)
+        if self._claim is None:
+            return build_request(request, self._sandbox)
+        if may_decode_on_device(request) and self._claim(request.request_id):
+            return deferred_request(request)
+        return decoded_request(build_request(request, self._sandbox))

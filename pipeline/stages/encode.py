@@ -1,7 +1,9 @@
 """The stage that touches the device: one request in, its vectors out."""
 
+import logging
 import os
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,14 +12,21 @@ import torch
 
 from pipeline.checkpoint import resolve_model
 from pipeline.config import Config
+from pipeline.device.nvdec.process import NvdecProcess
+from pipeline.device.nvdec.worker_process import NvdecUnavailableError
 from pipeline.device.results import to_host
-from pipeline.device.transfer import make_transfer
+from pipeline.device.transfer import Transfer, make_transfer
 from pipeline.encoder.counts import num_vectors
 from pipeline.encoder.encode import Encoder
 from pipeline.encoder.kernels import FLOAT8
+from pipeline.errors import RequestError
+from pipeline.plan.schema import RequestPlan
+from pipeline.request.deferred import deferred_plan
 from pipeline.request.table import META_SCHEMA, Request, unwrap_request
+from pipeline.stages.device_decode import DeviceDecode
 from pipeline.stages.encoded import ENCODED_SCHEMA
 
+_LOG = logging.getLogger(__name__)
 _WARM_UP_SIDE = 20  # merged patches: large enough for every attention kernel
 NUM_SLOTS = 3  # one being filled, one on its way, one arrived
 
@@ -46,14 +55,25 @@ class _OnHost:
 
 
 class Encode:
-    """Moves requests to the device and encodes them there; safe to call from two threads on CUDA.
+    """Moves requests to the device, or decodes them there, and encodes them; safe to call from many threads on CUDA.
 
     Args:
         config: the run's settings.
         model: what `resolve_model` takes.
+        takes_deferred: start the GPU's decoders, where the settings want them.
+        attempts_uri: where deaths of the CPU's decoders are written down, which serve what the GPU's cannot.
+        on_decoded: told the id of each deferred request when its rows are there.
     """
 
-    def __init__(self, config: Config, model: str) -> None:
+    def __init__(
+        self,
+        config: Config,
+        model: str,
+        *,
+        takes_deferred: bool = False,
+        attempts_uri: str | None = None,
+        on_decoded: Callable[[str], None] | None = None,
+    ) -> None:
         started = time.perf_counter()
         device = encode_device(config)
         if device.type == "cpu":
@@ -69,19 +89,54 @@ class Encode:
             max_patches=config.encode.max_patches,
             float8_least_cosine=config.encode.float8_least_cosine,
         )
+        self._on_decoded = on_decoded
+        self._device_decode: DeviceDecode | None = None
         if device.type == "cuda":
             self._warm_up(device)
+            if takes_deferred and config.decode.gpu == "auto":
+                self._device_decode = _device_decode(config, device, self._transfer, attempts_uri)
         self._start_seconds = time.perf_counter() - started
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """One row of REQUEST_SCHEMA to one row of ENCODED_SCHEMA.
+        """One row of REQUEST_SCHEMA, deferred or not, to one row of ENCODED_SCHEMA.
 
         Cost: one host-to-device copy and one device-to-host copy on CUDA, none on the CPU.
         """
+        plan = deferred_plan(table)
+        if plan is not None:
+            return self._decode_and_encode(plan)
         started = time.perf_counter()
         request = unwrap_request(table)
-        grid_thw = request.meta.grid_thw
-        result = self._encode(request) if grid_thw else self._nothing()
+        result = self._encode(request) if request.meta.grid_thw else self._nothing()
+        return self._encoded(table.select(META_SCHEMA.names), request.meta.grid_thw, result, started)
+
+    @property
+    def num_device_requests(self) -> int:
+        """How many deferred requests this takes at once; 0 where there are no decoders, or no more."""
+        return 0 if self._device_decode is None else self._device_decode.num_requests
+
+    def close(self) -> None:
+        """End the decoders' processes, where there are any."""
+        if self._device_decode is not None:
+            self._device_decode.close()
+
+    def _decode_and_encode(self, plan: RequestPlan) -> pa.Table:
+        if self._device_decode is None:
+            raise RequestError(f"request {plan.request_id} was deferred to a GPU's decoders: there are none here")
+        decoded = self._device_decode(plan)
+        if self._on_decoded is not None:
+            self._on_decoded(plan.request_id)
+        started = time.perf_counter()
+        meta = decoded.meta
+        result = self._nothing()
+        if meta.grid_thw:
+            result = self._encode_rows(decoded.rows, meta.grid_thw, decoded.num_copies, "device")
+        table = pa.Table.from_pylist([meta.to_values()], schema=META_SCHEMA)
+        return self._encoded(table, meta.grid_thw, result, started)
+
+    def _encoded(
+        self, meta: pa.Table, grid_thw: Sequence[tuple[int, int, int]], result: _OnHost, started: float
+    ) -> pa.Table:
         merged = self._encoder.spec.merged_patches
         columns = {
             "vectors": _binary(result.vectors),
@@ -96,7 +151,7 @@ class Encode:
             "encode_seconds": pa.array([time.perf_counter() - started]),
             "start_seconds": pa.array([self._start_seconds]),
         }
-        arrays = {**dict(zip(META_SCHEMA.names, table.select(META_SCHEMA.names).columns, strict=True)), **columns}
+        arrays = {**dict(zip(META_SCHEMA.names, meta.columns, strict=True)), **columns}
         return pa.table(arrays).cast(ENCODED_SCHEMA)
 
     def _warm_up(self, device: torch.device) -> None:
@@ -111,20 +166,37 @@ class Encode:
         layout = request.meta.layout
         arrived = self._transfer(request)
         rows = arrived.buffer[layout.rows_start :].view(layout.num_patches, layout.row_bytes)
-        encoded = self._encoder.encode(rows, request.meta.grid_thw, self._output)
-        on_host = _OnHost(
-            vectors=to_host(encoded.vectors),
-            deepstack=None if encoded.deepstack is None else to_host(encoded.deepstack),
-            num_copies=arrived.num_copies,
-            way=arrived.way,
-        )
+        on_host = self._encode_rows(rows, request.meta.grid_thw, arrived.num_copies, arrived.way)
         # The vectors are here, so the request's bytes have been read: the object store may have them back.
         self._transfer.reap()
         return on_host
 
+    def _encode_rows(
+        self, rows: torch.Tensor, grid_thw: Sequence[tuple[int, int, int]], num_copies: int, way: str
+    ) -> _OnHost:
+        encoded = self._encoder.encode(rows, grid_thw, self._output)
+        return _OnHost(
+            vectors=to_host(encoded.vectors),
+            deepstack=None if encoded.deepstack is None else to_host(encoded.deepstack),
+            num_copies=num_copies,
+            way=way,
+        )
+
     def _nothing(self) -> _OnHost:
         """Every clip of the request failed to decode."""
         return _OnHost(vectors=torch.empty(0, self._encoder.vector_dim), deepstack=None, num_copies=0, way="none")
+
+
+def _device_decode(
+    config: Config, device: torch.device, transfer: Transfer, attempts_uri: str | None
+) -> DeviceDecode | None:
+    """The GPU's decoders, or None, with a line in the log, where it has none."""
+    try:
+        decoders = NvdecProcess(device, config.decode.gpu_decoders, config.decode, config.limits)
+    except NvdecUnavailableError as error:
+        _LOG.warning("nvdec_unavailable reason=%s", error)
+        return None
+    return DeviceDecode(config, device, decoders, transfer, attempts_uri)
 
 
 def _binary(values: torch.Tensor) -> pa.Array:

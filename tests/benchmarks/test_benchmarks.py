@@ -15,6 +15,7 @@ from benchmarks import (
     encoder,
     growth,
     isolation,
+    nvdec,
     overlap,
     pipeline,
     prediction,
@@ -107,6 +108,16 @@ def test_the_recipe_and_patchwire_embed_the_same_videos(
     arguments = [str(video), "--copies", "2", "--model", "random:tiny", "--set", "ray.num_cpus=2"]
     results = run(recipe.main, arguments, monkeypatch, capsys)["results"]
     assert [result["videos"] for result in results] == [2, 2]
+
+
+def test_without_a_gpu_its_decoders_take_no_share_and_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    video = make_video(tmp_path / "a.mp4", num_frames=10)
+    settings = ["--runner", "local", "--model", "random:tiny", "--set", "encode.device=cpu"]
+    (results,) = run(nvdec.main, [str(video), "--copies", "2", *settings], monkeypatch, capsys)["results"]
+    assert [result["decoders"] for result in results["runs"]] == [{"pyav": 2}, {"pyav": 2}]
+    assert (results["vectors"]["changed"], results["vectors"]["largest_difference"]) == (0, 0.0)
 
 
 def test_isolation_is_measured_beside_the_same_work_in_one_process(

@@ -10,7 +10,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from pipeline.media.container import MediaType
 from pipeline.media.grid import grid_of, row_bytes
 from pipeline.media.patchify import write_clip
-from pipeline.media.resize import resize_to_planes
+from pipeline.media.resize import resize_taps, resize_to_planes
 from tests.media.helpers import evenly, make_job, probe, rows_of
 from tests.media_factory import decode_plainly, make_image, picture
 from tests.oracles import official_patch_rows
@@ -94,3 +94,23 @@ def test_rows_of_an_image_file_equal_the_official_path(tmp_path, sandbox):
     path = make_image(tmp_path / "a.png")
     expected = official_image_rows(official_resize([picture(0, 80, 56)], 64, 96)[0].numpy())
     assert np.array_equal(rows_of(sandbox, make_job(path, probe(path), [0])), expected)
+
+
+@given(
+    size=st.tuples(st.integers(16, 200), st.integers(16, 200)),
+    new_size=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    seed=st.integers(0, 999),
+)
+def test_taps_resize_to_torchs_own_bytes(size, new_size, seed):
+    image = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    height, width = (32 * blocks for blocks in new_size)
+    columns = apply_taps(image.transpose(2, 0, 1), width)
+    both = apply_taps(columns.transpose(0, 2, 1), height).transpose(0, 2, 1)
+    assert np.array_equal(both, resize_to_planes(image, height, width))
+
+
+def apply_taps(planes, new_size):
+    taps = resize_taps(planes.shape[-1], new_size)
+    places = np.minimum(taps.starts[:, None] + np.arange(taps.weights.shape[1]), planes.shape[-1] - 1)
+    total = (planes[..., places].astype(np.int64) * taps.weights).sum(-1) + (1 << (taps.precision - 1))
+    return (total >> taps.precision).clip(0, 255).astype(np.uint8)

@@ -1,0 +1,137 @@
+"""Decoding on the GPU: a plan row's videos become patch rows in device memory, and never were anywhere else.
+
+Clips of a request are decoded side by side, as many at once as there are decoders. A clip that these cannot have right
+is decoded on the CPU here, in a killable process as everywhere, and its rows are copied over. The order of the clips,
+the rows' bytes and what becomes of bad media are those of `build_request`.
+"""
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.config import Config
+from pipeline.device.nvdec.clip import distinct_frames
+from pipeline.device.nvdec.process import DeviceDecoders
+from pipeline.device.nvdec.rows import RowQueue
+from pipeline.device.nvdec.session import RefusedError
+from pipeline.device.transfer import Transfer
+from pipeline.errors import MediaError
+from pipeline.media.colour import colour_tables
+from pipeline.plan.schema import Clip, Failure, RequestPlan
+from pipeline.request.build import build_request, clip_job
+from pipeline.request.table import Request, RequestMeta, unwrap_request
+from pipeline.sources.version import require_unchanged
+from pipeline.stages.decode import make_sandbox
+
+_LOG = logging.getLogger(__name__)
+DECODER = "nvdec"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DeviceRequest:
+    """A request whose rows lie on the device: uint8 (num_patches, 1536), clip after clip."""
+
+    meta: RequestMeta
+    rows: torch.Tensor
+    num_copies: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Part:
+    """One clip of it, or why it is not there."""
+
+    rows: torch.Tensor | None
+    decoder: str
+    failures: tuple[Failure, ...] = ()
+    num_copies: int = 0
+
+
+class DeviceDecode:
+    """Decodes requests on one GPU; for any number of threads.
+
+    Args:
+        config: the run's settings.
+        device: where the rows are wanted.
+        decoders: give frames there; ended with this.
+        transfer: brings over what had to be decoded on the CPU.
+        attempts_uri: where deaths of the CPU's decoders are written down.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        device: torch.device,
+        decoders: DeviceDecoders,
+        transfer: Transfer,
+        attempts_uri: str | None = None,
+    ) -> None:
+        self._decoders = decoders
+        self._device = device
+        self._rows = RowQueue(device)
+        self._clips = ThreadPoolExecutor(decoders.num_decoders, "nvdec-clip")
+        self._transfer = transfer
+        # One lasting thread: the CPU's decoder process ends with the thread that started it.
+        self._on_cpu = ThreadPoolExecutor(1, "cpu-clip")
+        self._sandbox = make_sandbox(config, attempts_uri)
+
+    @property
+    def num_requests(self) -> int:
+        """How many requests may be handed over at once; 0 after the decoders' process has ended too often."""
+        return 0 if self._decoders.is_down else self._decoders.num_decoders
+
+    def __call__(self, plan: RequestPlan) -> DeviceRequest:
+        """Decode a plan row. Cost: no host-to-device copy of pixels, but for clips that the CPU had to decode."""
+        parts = list(self._clips.map(self._decode, plan.clips))
+        kept = [(clip, part) for clip, part in zip(plan.clips, parts, strict=True) if part.rows is not None]
+        meta = RequestMeta(
+            request_id=plan.request_id,
+            media_type=plan.media_type,
+            clips=tuple(clip for clip, _ in kept),
+            decoders=tuple(part.decoder for _, part in kept),
+            failures=tuple(failure for part in parts for failure in part.failures),
+            decode_seconds=0.0,  # of the decode actors' time
+        )
+        tensors = [part.rows for _, part in kept if part.rows is not None]
+        rows = tensors[0] if len(tensors) == 1 else torch.cat(tensors or [torch.empty(0, device=self._device)])
+        return DeviceRequest(meta=meta, rows=rows, num_copies=sum(part.num_copies for part in parts))
+
+    def close(self) -> None:
+        """End both decoder processes."""
+        for pool in (self._clips, self._on_cpu):
+            pool.shutdown()
+        self._decoders.close()
+        self._sandbox.close()
+
+    def _decode(self, clip: Clip) -> _Part:
+        try:
+            return _Part(rows=self._decode_here(clip), decoder=DECODER)
+        except (RefusedError, MediaError) as error:
+            _LOG.info("nvdec_refused source=%s reason=%s", clip.source_uris[0], error)
+        return self._on_cpu.submit(self._decode_on_cpu, clip).result()
+
+    def _decode_here(self, clip: Clip) -> torch.Tensor:
+        """Raises: RefusedError; MediaError for a file that is gone or changed."""
+        item = clip.sources[0]
+        require_unchanged(item, clip.source_id)
+        job = clip_job(clip, item)
+        places = {number: place for place, number in enumerate(distinct_frames(job))}
+        order = [places[number] for number in job.frame_indices]
+        with self._decoders.frames(job, (clip.width, clip.height)) as frames:
+            tables = colour_tables(frames.colours)
+            if tables is None:
+                raise RefusedError(f"colours {frames.colours}")
+            return self._rows.make(frames.planes, order, tables, job.resized_height, job.resized_width)
+
+    def _decode_on_cpu(self, clip: Clip) -> _Part:
+        request = unwrap_request(build_request(RequestPlan.of([clip]), self._sandbox))
+        if not request.meta.clips:
+            return _Part(rows=None, decoder="", failures=request.meta.failures)
+        return self._bring_over(request)
+
+    def _bring_over(self, request: Request) -> _Part:
+        arrived = self._transfer(request)
+        layout = request.meta.layout
+        rows = arrived.buffer[layout.rows_start :].view(layout.num_patches, layout.row_bytes)
+        return _Part(rows=rows, decoder=request.meta.decoders[0], num_copies=arrived.num_copies)

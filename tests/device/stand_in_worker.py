@@ -1,0 +1,37 @@
+"""A worker process that decodes nothing: it answers, hangs, dies or refuses to start, as it is told."""
+
+import os
+import socket
+import sys
+import threading
+
+from pipeline.media.decoder_process import die_with
+from pipeline.media.protocol import receive_message, send_message
+
+
+def serve(channel: socket.socket) -> None:
+    while True:
+        message, _ = receive_message(channel)
+        if message["do"] == "die":
+            os._exit(1)
+        if message["do"] == "wait":
+            threading.Event().wait()
+        send_message(channel, {"pid": os.getpid(), "do": message["do"]})
+
+
+def main() -> None:
+    parent_pid, *handles = map(int, sys.argv[1:])
+    die_with(parent_pid)
+    channels = [socket.socket(fileno=handle) for handle in handles]
+    settings, _ = receive_message(channels[0])
+    if settings["fails"] == "at once":
+        raise SystemExit("the stand-in fails")
+    send_message(channels[0], {"error": "no decoders here"} if settings["fails"] else {"ready": True})
+    threads = [threading.Thread(target=serve, args=(channel,), daemon=True) for channel in channels]
+    for thread in threads:
+        thread.start()
+    threads[0].join()
+
+
+if __name__ == "__main__":
+    main()

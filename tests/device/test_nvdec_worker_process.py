@@ -1,0 +1,100 @@
+"""A process that hangs or dies takes what it was asked with it, and nothing else."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from pipeline.config import LimitsConfig
+from pipeline.device.nvdec.session import RefusedError
+from pipeline.device.nvdec.worker_process import MOST_ENDS, NvdecUnavailableError, WorkerProcess
+from tests.faults.processes import REPOSITORY
+
+PATIENT_SECONDS = 60.0
+IMPATIENT_SECONDS = 0.3
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., WorkerProcess]]:
+    made: list[WorkerProcess] = []
+
+    def start(fails: str = "") -> WorkerProcess:
+        made.append(WorkerProcess("tests.device.stand_in_worker", [], {"fails": fails}, num_channels=2))
+        return made[-1]
+
+    yield start
+    for process in made:
+        process.close()
+
+
+def ask(process: WorkerProcess, do: str, number: int = 0, seconds: float = PATIENT_SECONDS) -> dict:
+    return process.ask(number, {"do": do}, seconds)
+
+
+def test_every_channel_is_answered_by_the_same_process(make):
+    process = make()
+    assert [ask(process, "answer", number)["pid"] for number in (0, 1)] == [process.pid] * 2
+
+
+@pytest.mark.parametrize(("do", "seconds"), [("die", PATIENT_SECONDS), ("wait", IMPATIENT_SECONDS)])
+def test_a_process_that_ends_is_replaced_at_the_next_question(do, seconds, make):
+    process = make()
+    first = process.pid
+    with pytest.raises(RefusedError, match="ended"):
+        ask(process, do, seconds=seconds)
+    assert process.pid is None
+    assert ask(process, "answer")["pid"] == process.pid != first
+    assert not process.is_down
+
+
+def test_one_end_refuses_what_the_other_channel_waits_for_and_counts_once(make):
+    process = make()
+    refused: list[RefusedError] = []
+
+    def wait() -> None:
+        try:
+            ask(process, "wait", 1)
+        except RefusedError as error:
+            refused.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    time.sleep(0.5)  # until it waits, most likely; where it does not yet, the second end refuses it
+    for _ in range(MOST_ENDS - 1):
+        with pytest.raises(RefusedError):
+            ask(process, "die")
+    thread.join()
+    assert len(refused) == 1
+    assert not process.is_down
+
+
+def test_a_process_that_keeps_ending_stays_down(make):
+    process = make()
+    for _ in range(MOST_ENDS):
+        with pytest.raises(RefusedError):
+            ask(process, "die")
+    assert process.is_down
+    with pytest.raises(RefusedError, match=f"ended {MOST_ENDS} times"):
+        ask(process, "answer")
+
+
+@pytest.mark.parametrize(("fails", "reason"), [("politely", "no decoders here"), ("at once", "the stand-in fails")])
+def test_a_process_that_does_not_start_says_why(fails, reason, make):
+    with pytest.raises(NvdecUnavailableError, match=reason):
+        make(fails)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver")
+def test_the_decoders_process_says_which_library_is_missing():
+    settings = {"limits": LimitsConfig().model_dump(mode="json")}
+    with pytest.raises(NvdecUnavailableError, match=r"libnvcuvid\.so\.1"):
+        WorkerProcess("pipeline.device.nvdec.worker", ["0"], settings, num_channels=1)
+
+
+def test_the_decoders_process_does_without_torch():
+    code = "import sys, pipeline.device.nvdec.worker; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0

@@ -1,0 +1,61 @@
+"""Rows that decode actors hand on to the device, through a real Ray; what stands in for the device is the CPU."""
+
+from pathlib import Path
+
+import pytest
+
+from actors.decode import DecodeActor
+from actors.share import ShareDesk
+from pipeline import Config, embed
+from pipeline.flow import cluster
+from pipeline.plan.schema import packed_request
+from pipeline.request.deferred import deferred_plan
+from tests.device.nvdec_factories import make_config, make_plan
+from tests.flow.stand_in import EarlyDesk, StandInEncodeActor, StandInRunner
+from tests.flow.tables import embeddings_of, errors_of
+from tests.media_factory import make_image, make_video
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_node_ray")]
+
+
+def test_a_decode_actor_defers_while_the_desk_gives_room(tmp_path):
+    import ray
+
+    plans = [make_plan(make_video(tmp_path / f"{count}.mp4", num_frames=count)) for count in (4, 5, 6)]
+    desk = ShareDesk.start()
+    actor = ray.remote(DecodeActor).remote(make_config(), None, desk)
+
+    def is_deferred(number: int) -> bool:
+        table = ray.get(actor.__call__.remote(packed_request(plans[number])))
+        return deferred_plan(table) is not None
+
+    assert not is_deferred(0)
+    desk.open(1)
+    assert [is_deferred(number) for number in (1, 2)] == [True, False]
+    desk.release(plans[1].request_id, 1)
+    assert is_deferred(2)
+    desk.release(plans[2].request_id, 0)
+    assert not is_deferred(0)
+
+
+def test_a_run_that_shares_its_decoding_gives_the_same_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    media = tmp_path / "media"
+    media.mkdir()
+    for number in range(5):
+        make_video(media / f"{number}.mp4", num_frames=20 + number)
+    make_image(media / "a.png")
+    (media / "cut.mp4").write_bytes((media / "3.mp4").read_bytes()[:3000])
+    sections = {"request": {"max_patches": 64}, "ray": {"decode_workers": 1}}
+    config = Config.from_values({"model": "random:tiny", "encode": {"device": "cpu"}, **sections})
+    embed(media, tmp_path / "local", config=config, runner="local")
+    monkeypatch.setattr(cluster, "EncodeActor", StandInEncodeActor)
+    monkeypatch.setattr(cluster, "ShareDesk", EarlyDesk)
+    monkeypatch.setattr(cluster, "RayRunner", StandInRunner)
+    embed(media, tmp_path / "shared", config=config, runner="ray")
+    local, shared = embeddings_of(tmp_path / "local"), embeddings_of(tmp_path / "shared")
+    assert shared.drop_columns(["decoder"]) == local.drop_columns(["decoder"])
+    assert errors_of(tmp_path / "shared") == errors_of(tmp_path / "local")
+    names = [Path(uri).name for uri in shared["source_uri"].to_pylist()]
+    served = dict(zip(names, shared["decoder"].to_pylist(), strict=True))
+    assert {"nvdec", "pyav"} <= set(served.values())
+    assert (served["1.mp4"], served["a.png"]) == ("pyav", "pillow")
