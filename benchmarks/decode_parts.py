@@ -18,8 +18,9 @@ from pipeline.media.container import ClipJob, MediaType, identify
 from pipeline.media.image import read_image
 from pipeline.media.location import open_binary
 from pipeline.media.patchify import write_clip
+from pipeline.media.reading import Reading, VideoSource
 from pipeline.media.resize import resize_to_planes
-from pipeline.media.video_pyav import IndexCache, VideoSource, _convert, _read_skipping
+from pipeline.media.video_pyav import IndexCache, _Attempt, _convert
 from pipeline.plan.schema import Clip
 from pipeline.request.build import clip_job
 from pipeline.request.layout import RequestLayout
@@ -53,10 +54,17 @@ class Chain:
     def _video(self, job: ClipJob, file: BinaryIO) -> None:
         limits = self.config.limits
         source = VideoSource(file=file, uri=job.uri, file_format=identify(file, job.uri), limits=limits)
-        index = IndexCache().get(source, job.frame_indices[0], job.frame_indices[-1])
+        last = job.frame_indices[-1]
+        cache = IndexCache()
+        index, reading = cache.look_up(source, job.frame_indices[0], last, last)
+        assert reading is not None, "a new cache opens the file"
         if self.last_part == "container":
+            reading.close()
             return
-        frames = _read_skipping(source, index, job.frame_indices)
+        if not reading.can_begin:
+            reading.close()
+            reading = Reading(source)
+        frames = _Attempt(reading=reading, following=(), goes_on=False).read(cache, index, job.frame_indices)
         if self.last_part == "decode":
             for _ in frames:
                 pass

@@ -62,7 +62,8 @@ class ClipJob:
 
     `frame_indices` count shown frames from 0 in presentation order, never decrease, and may repeat;
     (0,) for an image. `num_source_frames` is what the plan's probe counted. The resized sides are
-    multiples of 32 pixels. `byte_range` is where a member lies in its shard.
+    multiples of 32 pixels. `byte_range` is where a member lies in its shard. `following` is what the next job
+    wants of the same file, if it is known: it saves that job time and changes nothing else.
     """
 
     uri: str
@@ -72,6 +73,7 @@ class ClipJob:
     resized_height: int
     resized_width: int
     byte_range: ByteRange | None = None
+    following: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

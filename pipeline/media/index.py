@@ -29,7 +29,7 @@ _INDEXED_DEMUXERS = frozenset({"mov", "avi"})
 # H.264 and HEVC keep at most 16 frames waiting; anything beyond this is a jump in the clock.
 _MAX_REORDERED_PACKETS = 64
 _MAX_DEMUX_ERRORS = 50
-_NO_TIME = np.iinfo(np.int64).min
+NO_TIME = np.iinfo(np.int64).min
 
 
 def codec_name(stream: VideoStream) -> str:
@@ -123,8 +123,8 @@ def read_index(container: InputContainer, stream: VideoStream, first_frame: int,
     for packet in packets:
         shown = is_frame(codec, packet)
         num_frames += shown
-        pts.append(_NO_TIME if packet.pts is None else packet.pts)
-        dts.append(_NO_TIME if packet.dts is None else packet.dts)
+        pts.append(NO_TIME if packet.pts is None else packet.pts)
+        dts.append(NO_TIME if packet.dts is None else packet.dts)
         frames.append(shown)
         data = memoryview(packet)
         random_access.append(packet.is_keyframe and is_random_access(codec, stream.codec_context.extradata, data))
@@ -154,7 +154,7 @@ def _build(
     sorted_pts = pts[in_decode_order][order]
     is_ordered = (
         len(order) > 0
-        and sorted_pts[0] != _NO_TIME
+        and sorted_pts[0] != NO_TIME
         and bool((np.diff(sorted_pts) > 0).all())
         and int(np.abs(order - np.arange(len(order))).max()) <= _MAX_REORDERED_PACKETS
     )
@@ -175,7 +175,7 @@ def _is_closed(pts: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Where no later packet is presented earlier (leading pictures) and no earlier one later."""
     if not len(pts):
         return np.zeros(0, np.bool_)
-    latest_before = np.concatenate(([_NO_TIME], np.maximum.accumulate(pts)[:-1]))
+    latest_before = np.concatenate(([NO_TIME], np.maximum.accumulate(pts)[:-1]))
     earliest_from = np.minimum.accumulate(pts[::-1])[::-1]
     closed: NDArray[np.bool_] = (latest_before < pts) & (earliest_from >= pts)
     return closed

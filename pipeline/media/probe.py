@@ -18,7 +18,7 @@ from pipeline.media.container import FileFormat, MediaInfo, MediaType, identify,
 from pipeline.media.image import probe_image
 from pipeline.media.index import codec_name, count_indexed_frames, has_complete_index, is_frame, read_packets
 from pipeline.media.orientation import orientation_of
-from pipeline.media.video_pyav import decode_packet
+from pipeline.media.reading import decode_packet
 
 _MICROSECOND = 1e-6  # the unit of a container's own duration
 

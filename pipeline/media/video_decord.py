@@ -28,7 +28,8 @@ from pipeline.errors import ErrorCode, MediaError
 from pipeline.media.container import open_video
 from pipeline.media.index import codec_name, read_index, read_packets
 from pipeline.media.orientation import Orientation, orientation_of
-from pipeline.media.video_pyav import PROGRESSIVE, VideoSource, displayed, first_frame
+from pipeline.media.reading import PROGRESSIVE, VideoSource
+from pipeline.media.video_pyav import displayed, first_frame
 
 _CHUNK_BYTES = 256 << 20
 _MAX_BITS = 8

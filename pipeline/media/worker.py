@@ -7,6 +7,7 @@ moment: it holds nothing that anyone else needs. template.py says how it comes t
 import os
 import socket
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
@@ -78,10 +79,14 @@ class Worker:
         start = time.process_time()
         t, h, w = grid_of(job.media_type, len(job.frame_indices), job.resized_height, job.resized_width)
         shape = h * w, row_bytes(job.media_type)
-        with open_binary(job.uri, byte_range=job.byte_range, max_bytes=self._limits.max_file_bytes) as file:
+        with ExitStack() as stack:
+            opened = open_binary(job.uri, byte_range=job.byte_range, max_bytes=self._limits.max_file_bytes)
+            file = stack.enter_context(opened)
             clip = open_frames(job, file, self._decode_config, self._images, self._limits, self._cache)
             patches = file_patches(handle, offset, t, shape)
             fill_patches(clip.frames, patches, job.media_type, job.resized_height, job.resized_width)
+            if self._cache.keeps(file):
+                stack.pop_all()
         num_bytes = t * shape[0] * shape[1]
         return ClipReport(backend=clip.backend, num_bytes=num_bytes, decode_seconds=time.process_time() - start)
 
@@ -99,6 +104,7 @@ def _job(message: dict[str, Any]) -> ClipJob:
         resized_height=message["resized_height"],
         resized_width=message["resized_width"],
         byte_range=_byte_range(message),
+        following=tuple(message["following"]),
     )
 
 
