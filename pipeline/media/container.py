@@ -44,7 +44,8 @@ class MediaInfo:
 
     Width and height are as displayed: after rotation and EXIF orientation. `num_frames` is what a
     sequential decode shows, 1 for an image. `fps` is the average rate, None for images and where a
-    video has none. `frame_times_seconds` are presentation times minus the first one's, only if asked for.
+    video has none. `frame_times_seconds` are presentation times minus the first one's, only if asked for. So are
+    `keyframes`: the numbers, in order, of frames from which decoding may begin; none where times cannot be trusted.
     """
 
     media_type: MediaType
@@ -54,6 +55,7 @@ class MediaInfo:
     fps: float | None
     frame_times_seconds: tuple[float, ...] | None
     codec: str
+    keyframes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

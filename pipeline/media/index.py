@@ -97,6 +97,14 @@ class PacketIndex:
         """Frames counted from the start of the stream to the end of this run."""
         return self.first_number + len(self.numbers)
 
+    @property
+    def keyframes(self) -> tuple[int, ...]:
+        """Numbers of the frames at which decoding may begin; none where the order of frames is not known."""
+        if not self.is_ordered:
+            return ()
+        numbers = np.flatnonzero(self.is_start[self.numbers]) + self.first_number
+        return tuple(numbers.tolist())
+
     def covers(self, first_frame: int, last_frame: int) -> bool:
         """Whether these frames lie inside the run, with what reordering may add, behind a place to start."""
         if self.first_number > first_frame or not (

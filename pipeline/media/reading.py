@@ -10,8 +10,8 @@ it is. That the frames are those of a decode of the clip alone follows from the 
 damaged one it does not: what stands in for lost blocks may come from whatever was decoded before. So a reading that
 has seen anything wrong (a packet or a picture that the decoder complains of in its log, a packet that the index does
 not hold) is not gone on with, and a clip that meets something wrong while it goes on is decoded again by itself. Nor
-are readings of containers that time packets by counting them (after damage, seeking finds other packets under the same
-time than reading on does) and of codecs that do not begin anew at a keyframe.
+are readings of decoders that do not tell (_TELLING_CODECS), and of containers that time packets by counting them: after
+damage, seeking finds other packets under the same time than reading on does. Random damage found each of these.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,8 +37,9 @@ from pipeline.media.index import NO_TIME, PacketIndex, codec_name, has_complete_
 _SKIPPING_CODECS = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4"})
 # Here every packet's time is written down, so that seeking and reading on find the same ones.
 _TIMED_DEMUXERS = frozenset({"mov", "matroska"})
-# Here a keyframe makes a decoder forget what it knew; VP8 takes its segments over, which shows where it is damaged.
-_FORGETTING_CODECS = frozenset({"h264", "hevc", "vp9", "av1"})
+# FFmpeg's HEVC decoder leaves blocks of a damaged picture as they were in its memory and says nothing; VP8 and MPEG-4
+# take over, at a keyframe, what they knew before it.
+_TELLING_CODECS = frozenset({"h264", "vp9", "av1"})
 PROGRESSIVE = (0, 1)  # AVFieldOrder unknown, progressive; a field may be a packet of its own in the others
 # Reading a packet costs some 20 microseconds, seeking in an MP4 a few times that.
 _NEAR_PACKETS = 32
@@ -113,7 +114,7 @@ class Reading:
         self._context = self._stream.codec_context
         codec = codec_name(self._stream)
         self._can_skip = codec in _SKIPPING_CODECS and int(self._context.field_order) in PROGRESSIVE
-        self._is_sound = codec in _FORGETTING_CODECS and self._container.format.name in _TIMED_DEMUXERS
+        self._is_sound = codec in _TELLING_CODECS and self._container.format.name in _TIMED_DEMUXERS
         self._packets: Iterator[Packet[VideoStream]] | None = read_packets(self._container, self._stream)
         self._next_number = 0
         self._is_fed = False

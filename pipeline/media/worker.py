@@ -54,8 +54,8 @@ class Worker:
         uri = message["uri"]
         try:
             if message["do"] == "probe":
-                byte_range, with_times = _byte_range(message), message["with_times"]
-                return {"info": asdict(self._probe(channel, uri, byte_range, with_times))}
+                wishes = {name: message[name] for name in ("with_times", "with_keyframes")}
+                return {"info": asdict(self._probe(channel, uri, _byte_range(message), wishes))}
             assert handle is not None, "a decode job comes with its buffer"
             return {"report": asdict(self._decode(_job(message), handle, message["offset"]))}
         except MediaError as error:
@@ -69,11 +69,13 @@ class Worker:
                 expected = f"to need at most limits.max_decoder_bytes={self._limits.max_decoder_bytes}"
             return {"code": code, "message": f"{uri}: expected {expected}: {text}"}
 
-    def _probe(self, channel: socket.socket, uri: str, byte_range: ByteRange | None, with_times: bool) -> MediaInfo:
+    def _probe(
+        self, channel: socket.socket, uri: str, byte_range: ByteRange | None, wishes: dict[str, bool]
+    ) -> MediaInfo:
         with open_binary(uri, byte_range=byte_range, max_bytes=self._limits.max_file_bytes) as file:
             self._extend_deadline(channel, file.seek(0, os.SEEK_END) / _BYTES_PER_VIDEO_SECOND)
             file.seek(0)
-            return probe_media(file, uri, self._images, self._limits, with_times=with_times)
+            return probe_media(file, uri, self._images, self._limits, **wishes)
 
     def _decode(self, job: ClipJob, handle: int, offset: int) -> ClipReport:
         start = time.process_time()

@@ -51,10 +51,10 @@ def probe(
     *,
     images: ImagesConfig | None = None,
     limits: LimitsConfig | None = None,
-    with_times: bool = False,
+    **wishes: bool,
 ) -> MediaInfo:
     with open_binary(str(path)) as file:
-        return probe_media(file, str(path), images or ImagesConfig(), limits or LimitsConfig(), with_times=with_times)
+        return probe_media(file, str(path), images or ImagesConfig(), limits or LimitsConfig(), **wishes)
 
 
 def make_job(path: Path | str, info: MediaInfo, indices: Sequence[int], height: int = 64, width: int = 96) -> ClipJob:

@@ -188,3 +188,13 @@ def test_file_that_was_kept_for_a_clip_is_closed_when_another_medium_comes(made,
     kept = first_of_two(made("h264.mp4"), cache)
     read(make_image(tmp_path / "a.png"), [0], cache=cache, media_type=MediaType.IMAGE)
     assert kept.closed
+
+
+@pytest.mark.parametrize("name", ["many_gops.mp4", "hevc.mp4", "h264.mkv", "h264.ts", "vp9.webm", "av1.mkv"])
+def test_frames_that_are_keyframes_are_decoded_one_packet_each(made, fed, name):
+    keyframes = probe(made(name), with_keyframes=True).keyframes
+    assert len(keyframes) > 1
+    fed.clear()
+    expected = decode_plainly(made(name))
+    assert_same([read(made(name), keyframes)], [[expected[index] for index in keyframes]])
+    assert len(fed) == len(keyframes)
