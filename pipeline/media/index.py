@@ -78,14 +78,16 @@ class PacketIndex:
 
     `first_number` is the decode position of the first one in the whole stream; it is above 0 only where
     decode positions and frame numbers are known to agree. Arrays have one entry a packet: `pts` and `dts`
-    int64 in the stream's time base, `is_frame` bool, `is_start` bool (decoding may begin here as if from
-    the start). `sorted_pts` are the frames' times in presentation order, `numbers` their packets.
+    int64 in the stream's time base, `is_frame` bool, `is_keyframe` bool (the container calls it one), `is_start`
+    bool (decoding may begin here as if from the start). `sorted_pts` are the frames' times in presentation order,
+    `numbers` their packets.
     """
 
     first_number: int
     pts: NDArray[np.int64]
     dts: NDArray[np.int64]
     is_frame: NDArray[np.bool_]
+    is_keyframe: NDArray[np.bool_]
     is_start: NDArray[np.bool_]
     sorted_pts: NDArray[np.int64]
     numbers: NDArray[np.int64]
@@ -126,7 +128,7 @@ def read_index(container: InputContainer, stream: VideoStream, first_frame: int,
     """
     codec = codec_name(stream)
     first_number, packets = _packets_near(container, stream, first_frame)
-    pts, dts, frames, random_access = array("q"), array("q"), bytearray(), bytearray()
+    pts, dts, frames, keyframes, random_access = array("q"), array("q"), bytearray(), bytearray(), bytearray()
     wanted, reached_end, num_frames = last_frame + 1 + _MAX_REORDERED_PACKETS + 1, True, first_number
     for packet in packets:
         shown = is_frame(codec, packet)
@@ -134,8 +136,11 @@ def read_index(container: InputContainer, stream: VideoStream, first_frame: int,
         pts.append(NO_TIME if packet.pts is None else packet.pts)
         dts.append(NO_TIME if packet.dts is None else packet.dts)
         frames.append(shown)
-        data = memoryview(packet)
-        random_access.append(packet.is_keyframe and is_random_access(codec, stream.codec_context.extradata, data))
+        is_keyframe = packet.is_keyframe
+        keyframes.append(is_keyframe)
+        random_access.append(
+            is_keyframe and is_random_access(codec, stream.codec_context.extradata, memoryview(packet))
+        )
         if num_frames >= wanted:
             reached_end = False
             break
@@ -144,6 +149,7 @@ def read_index(container: InputContainer, stream: VideoStream, first_frame: int,
         np.array(pts, np.int64),
         np.array(dts, np.int64),
         np.frombuffer(bytes(frames), np.bool_),
+        np.frombuffer(bytes(keyframes), np.bool_),
         np.frombuffer(bytes(random_access), np.bool_),
         reached_end,
     )
@@ -154,6 +160,7 @@ def _build(
     pts: NDArray[np.int64],
     dts: NDArray[np.int64],
     is_shown_frame: NDArray[np.bool_],
+    is_keyframe: NDArray[np.bool_],
     is_reset: NDArray[np.bool_],
     reached_end: bool,
 ) -> PacketIndex:
@@ -171,6 +178,7 @@ def _build(
         pts=pts,
         dts=dts,
         is_frame=is_shown_frame,
+        is_keyframe=is_keyframe,
         is_start=is_reset & _is_closed(pts),
         sorted_pts=sorted_pts,
         numbers=in_decode_order[order],

@@ -305,6 +305,9 @@ def _convert(frames: Iterator[VideoFrame]) -> Iterator[NDArray[np.uint8]]:
 
 
 def displayed(frame: VideoFrame, reformatter: VideoReformatter | None = None) -> NDArray[np.uint8]:
-    """A frame as RGB, uint8 (H, W, 3), turned as it is shown."""
-    rgb = (reformatter or VideoReformatter()).reformat(frame, format="rgb24").to_ndarray()
+    """A frame as RGB, uint8 (H, W, 3), turned as it is shown.
+
+    One thread: swscale starts one a core by itself, in every decoder on the machine.
+    """
+    rgb = (reformatter or VideoReformatter()).reformat(frame, format="rgb24", threads=1).to_ndarray()
     return orientation_of(frame).apply(np.asarray(rgb, np.uint8))
