@@ -13,17 +13,16 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.rows import RowsBuffer
 from pipeline.config import Config
 from pipeline.media.container import ClipJob, MediaType, identify
 from pipeline.media.image import read_image
 from pipeline.media.location import open_binary
-from pipeline.media.patchify import write_clip
 from pipeline.media.reading import Reading, VideoSource
 from pipeline.media.resize import resize_to_planes
 from pipeline.media.video_pyav import IndexCache, _Attempt, _convert
 from pipeline.plan.schema import Clip
 from pipeline.request.build import clip_job
-from pipeline.request.layout import RequestLayout
 
 PARTS = ("container", "decode", "colour", "resize", "patch rows")
 
@@ -35,6 +34,7 @@ class Chain:
     clip: Clip
     config: Config
     last_part: str
+    rows: RowsBuffer
 
     def __call__(self) -> None:
         """Do the work and drop the result."""
@@ -74,9 +74,7 @@ class Chain:
     def _finish(self, frames: Iterator[NDArray[np.uint8]]) -> None:
         height, width = self.clip.resized_height, self.clip.resized_width
         if self.last_part == "patch rows":
-            layout = RequestLayout.of(self.clip.media_type, [self.clip.grid_thw])
-            rows = np.empty((layout.num_patches, layout.row_bytes), dtype=np.uint8)
-            write_clip(frames, rows, self.clip.media_type, height, width)
+            self.rows.fill(self.clip, frames)
             return
         for frame in frames:
             if self.last_part == "resize":
@@ -93,7 +91,8 @@ def seconds_by_part(clip: Clip, config: Config, repeats: int) -> dict[str, float
         config: limits and how images are converted.
         repeats: turns.
     """
-    chains = [Chain(clip=clip, config=config, last_part=part) for part in PARTS]
+    rows = RowsBuffer([clip])
+    chains = [Chain(clip=clip, config=config, last_part=part, rows=rows) for part in PARTS]
     turns = [[_cpu_seconds(chain) for chain in chains] for _ in range(1 + repeats)]
     least = np.maximum.accumulate(np.min(turns[1:], axis=0))
     return dict(zip(PARTS, np.diff(least, prepend=0.0).tolist(), strict=True))

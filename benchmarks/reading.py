@@ -12,7 +12,7 @@ splitting a file among workers costs, whatever is kept open.
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import zip_longest
 from pathlib import Path
@@ -21,18 +21,17 @@ import numpy as np
 import torch
 
 from benchmarks.measure import print_record, print_table
+from benchmarks.rows import RowsBuffer
 from pipeline.config import Config, DecodeConfig
 from pipeline.flow.local import LocalRunner
 from pipeline.flow.run import plan_only
 from pipeline.media.container import identify
 from pipeline.media.frames import open_frames
 from pipeline.media.location import open_binary
-from pipeline.media.patchify import write_clip
 from pipeline.media.reading import VideoSource, starts_before
 from pipeline.media.video_pyav import IndexCache
 from pipeline.plan.schema import Clip
 from pipeline.request.build import clip_job
-from pipeline.request.layout import RequestLayout
 
 Runs = Sequence[Sequence[Clip]]
 
@@ -76,10 +75,8 @@ def measure(video: str, config: Config, repeats: int) -> dict[str, object]:
     requests = requests_of(video, config)
     clips = [clip for request in requests for clip in request]
     ways: dict[str, Runs] = {"alone": [[clip] for clip in clips], "in requests": requests, "in one row": [clips]}
-    seconds = sum(clip.video_seconds for clip in clips)
-    turns = [
-        [cpu_seconds(lambda runs=runs: decode(runs, config)) for runs in ways.values()] for _ in range(1 + repeats)
-    ]
+    rows, seconds = RowsBuffer(clips), sum(clip.video_seconds for clip in clips)
+    turns = [[decode(runs, config, rows) for runs in ways.values()] for _ in range(1 + repeats)]
     least = np.min(turns[1:], axis=0)
     return {
         "video": Path(video).name,
@@ -97,20 +94,20 @@ def requests_of(video: str, config: Config) -> list[tuple[Clip, ...]]:
         return [request.clips for plan in plans for request in plan.requests]
 
 
-def decode(runs: Runs, config: Config) -> None:
-    """Decode runs of clips as the decoder process does; nothing is kept from run to run."""
+def decode(runs: Runs, config: Config, rows: RowsBuffer) -> float:
+    """Decode runs of clips as the decoder process does, nothing kept from run to run: CPU seconds of this process."""
+    started = time.process_time()
     for clips in runs:
         cache = IndexCache()
         for clip, following in zip_longest(clips, clips[1:]):
             job = clip_job(clip, clip.sources[0], following)
-            layout = RequestLayout.of(clip.media_type, [clip.grid_thw])
-            rows = np.empty((layout.num_patches, layout.row_bytes), dtype=np.uint8)
             with ExitStack() as stack:
                 file = stack.enter_context(open_binary(job.uri))
                 frames = open_frames(job, file, DecodeConfig(video="pyav"), config.images, config.limits, cache).frames
-                write_clip(frames, rows, clip.media_type, clip.resized_height, clip.resized_width)
+                rows.fill(clip, frames)
                 if cache.keeps(file):
                     stack.pop_all()
+    return time.process_time() - started
 
 
 def lead_in(runs: Runs, config: Config) -> float:
@@ -125,13 +122,6 @@ def lead_in(runs: Runs, config: Config) -> float:
         target = index.numbers[[first - index.first_number]]
         num_packets += int(target[0] - starts_before(index, target)[0])
     return num_packets / runs[0][0].num_frames
-
-
-def cpu_seconds(call: Callable[[], object]) -> float:
-    """CPU seconds of this process."""
-    started = time.process_time()
-    call()
-    return time.process_time() - started
 
 
 if __name__ == "__main__":
