@@ -1,7 +1,8 @@
 """A plan row becomes a request: every clip decoded into its place in one shared buffer.
 
 The buffer is laid out for the whole plan; a clip that fails leaves no hole, because the next one is written
-where it would have begun, and the final layout is that of the clips that came through.
+where it would have begun, and the final layout is that of the clips that came through. A clip is one job of the decoder
+process, which is told what the next one wants of the same file, so that it need not begin anew.
 """
 
 import time
