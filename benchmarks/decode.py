@@ -3,8 +3,10 @@
     python -m benchmarks.decode VIDEO... --repeats 5
 
 Every way samples the official frames (two a second) of the whole video at the official size, on one thread, in
-this process; CPU seconds count, not the clock. The peers do what their users run: all wanted frames from decord's
-get_batch or from a sequential PyAV decode, then resize, float32 normalisation and transformers' own patchify.
+this process. CPU seconds count, not the clock, and the least of several turns, because other processes on a machine
+only ever add time; `spread` is how far the median lies above it. The peers do what their users run: all wanted frames
+from decord's get_batch or from a sequential PyAV decode, then resize, float32 normalisation and transformers' own
+patchify.
 `decode alone` is every frame decoded and nothing done with it: the floor that skipping frames can pass.
 
 `--parts` says instead where Patchwire's own time goes, with nanoseconds a pixel: what `pipeline/plan/rates.py` holds.
@@ -27,40 +29,41 @@ from torch.nn import functional
 from benchmarks.decode_parts import PARTS, seconds_by_part
 from benchmarks.measure import print_record, print_table
 from benchmarks.plans import plan_clips
+from benchmarks.rows import RowsBuffer
 from pipeline.config import Config, DecodeConfig
 from pipeline.media.container import ClipJob
 from pipeline.media.frames import open_frames
 from pipeline.media.location import open_binary
-from pipeline.media.patchify import write_clip
 from pipeline.media.video_pyav import IndexCache
 from pipeline.plan.schema import Clip
 from pipeline.plan.work import ClipWork
 from pipeline.request.build import clip_job
-from pipeline.request.layout import RequestLayout
 
 
-def cpu_seconds(call: Callable[[], object], repeats: int) -> list[float]:
-    """CPU seconds of this process, children excluded, for each of several calls after one warm-up."""
-    call()
-    seconds = []
-    for _ in range(repeats):
-        started = time.process_time()
-        call()
-        seconds.append(time.process_time() - started)
-    return seconds
+def cpu_seconds(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """CPU seconds of this process, children excluded, of each way: the ways take turns, after one to warm up.
+
+    So a machine that is slow for a minute is slow for all of them.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(1 + repeats):
+        for name, way in ways.items():
+            started = time.process_time()
+            way()
+            seconds[name].append(time.process_time() - started)
+    return {name: of_way[1:] for name, of_way in seconds.items()}
 
 
 def patchwire(clip: Clip, backend: str, config: Config) -> Callable[[], object]:
     """What the decoder process does for a clip."""
     job: ClipJob = clip_job(clip, clip.sources[0])
-    layout = RequestLayout.of(clip.media_type, [clip.grid_thw])
-    rows = np.empty((layout.num_patches, layout.row_bytes), dtype=np.uint8)
+    rows = RowsBuffer([clip])
     decode = DecodeConfig(video=backend)  # type: ignore[arg-type]
 
     def run() -> None:
         with open_binary(job.uri) as file:
             frames = open_frames(job, file, decode, config.images, config.limits, IndexCache())
-            write_clip(frames.frames, rows, clip.media_type, clip.resized_height, clip.resized_width)
+            rows.fill(clip, frames.frames)
 
     return run
 
@@ -184,17 +187,16 @@ def print_ways(arguments: argparse.Namespace, config: Config) -> None:
             "pyav sequential + transformers": pyav_sequential(clip),
             "decode alone": decode_alone(clip),
         }
-        for name, way in ways.items():
-            seconds = cpu_seconds(way, arguments.repeats)
-            median = statistics.median(seconds)
+        for name, seconds in cpu_seconds(ways, arguments.repeats).items():
+            least = min(seconds)
             results.append(
                 {
                     "video": Path(video).name,
                     "size": f"{clip.width}x{clip.height} to {clip.resized_width}x{clip.resized_height}",
                     "way": name,
-                    "cpu_ms_per_video_second": 1e3 * median / clip.video_seconds,
-                    "spread": (max(seconds) - min(seconds)) / median,
-                    "frames_per_core_second": len(clip.frame_indices) / median,
+                    "cpu_ms_per_video_second": 1e3 * least / clip.video_seconds,
+                    "spread": statistics.median(seconds) / least - 1,
+                    "frames_per_core_second": len(clip.frame_indices) / least,
                 }
             )
     print_table(

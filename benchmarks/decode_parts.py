@@ -13,16 +13,16 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.rows import RowsBuffer
 from pipeline.config import Config
 from pipeline.media.container import ClipJob, MediaType, identify
 from pipeline.media.image import read_image
 from pipeline.media.location import open_binary
-from pipeline.media.patchify import write_clip
+from pipeline.media.reading import Reading, VideoSource
 from pipeline.media.resize import resize_to_planes
-from pipeline.media.video_pyav import IndexCache, VideoSource, _convert, _read_skipping
+from pipeline.media.video_pyav import IndexCache, _Attempt, _convert
 from pipeline.plan.schema import Clip
 from pipeline.request.build import clip_job
-from pipeline.request.layout import RequestLayout
 
 PARTS = ("container", "decode", "colour", "resize", "patch rows")
 
@@ -34,6 +34,7 @@ class Chain:
     clip: Clip
     config: Config
     last_part: str
+    rows: RowsBuffer
 
     def __call__(self) -> None:
         """Do the work and drop the result."""
@@ -53,10 +54,17 @@ class Chain:
     def _video(self, job: ClipJob, file: BinaryIO) -> None:
         limits = self.config.limits
         source = VideoSource(file=file, uri=job.uri, file_format=identify(file, job.uri), limits=limits)
-        index = IndexCache().get(source, job.frame_indices[0], job.frame_indices[-1])
+        last = job.frame_indices[-1]
+        cache = IndexCache()
+        index, reading = cache.look_up(source, job.frame_indices[0], last, last)
+        assert reading is not None, "a new cache opens the file"
         if self.last_part == "container":
+            reading.close()
             return
-        frames = _read_skipping(source, index, job.frame_indices)
+        if not reading.can_begin:
+            reading.close()
+            reading = Reading(source)
+        frames = _Attempt(reading=reading, following=(), goes_on=False).read(cache, index, job.frame_indices)
         if self.last_part == "decode":
             for _ in frames:
                 pass
@@ -66,9 +74,7 @@ class Chain:
     def _finish(self, frames: Iterator[NDArray[np.uint8]]) -> None:
         height, width = self.clip.resized_height, self.clip.resized_width
         if self.last_part == "patch rows":
-            layout = RequestLayout.of(self.clip.media_type, [self.clip.grid_thw])
-            rows = np.empty((layout.num_patches, layout.row_bytes), dtype=np.uint8)
-            write_clip(frames, rows, self.clip.media_type, height, width)
+            self.rows.fill(self.clip, frames)
             return
         for frame in frames:
             if self.last_part == "resize":
@@ -85,7 +91,8 @@ def seconds_by_part(clip: Clip, config: Config, repeats: int) -> dict[str, float
         config: limits and how images are converted.
         repeats: turns.
     """
-    chains = [Chain(clip=clip, config=config, last_part=part) for part in PARTS]
+    rows = RowsBuffer([clip])
+    chains = [Chain(clip=clip, config=config, last_part=part, rows=rows) for part in PARTS]
     turns = [[_cpu_seconds(chain) for chain in chains] for _ in range(1 + repeats)]
     least = np.maximum.accumulate(np.min(turns[1:], axis=0))
     return dict(zip(PARTS, np.diff(least, prepend=0.0).tolist(), strict=True))

@@ -76,3 +76,9 @@ def test_only_what_decides_the_rows_binds_an_output() -> None:
     other = Config.from_values({"frames": {"fps": 1}})
     assert config.result_values == faster.result_values
     assert config.result_values != other.result_values
+
+
+def test_only_a_precision_that_is_not_exact_is_among_what_decides_the_rows() -> None:
+    assert "precision" not in Config().result_values["frames"]
+    moved = Config.from_values({"frames": {"precision": "keyframe"}})
+    assert moved.result_values["frames"]["precision"] == "keyframe"

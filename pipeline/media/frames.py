@@ -18,8 +18,9 @@ from pipeline.errors import ErrorCode, MediaError
 from pipeline.media.container import ClipJob, FileFormat, MediaType, identify
 from pipeline.media.image import read_animation, read_image
 from pipeline.media.location import local_path
+from pipeline.media.reading import VideoSource
 from pipeline.media.video_decord import read_frames_decord
-from pipeline.media.video_pyav import IndexCache, VideoSource, read_frames
+from pipeline.media.video_pyav import IndexCache, read_frames
 
 _PYAV_FOUND_NOTHING = frozenset({ErrorCode.CORRUPT_MEDIA, ErrorCode.UNSUPPORTED_MEDIA})
 
@@ -43,11 +44,13 @@ def open_frames(
     """Start decoding a clip.
 
     Frames come one at a time, so memory does not grow with the clip. The file stays the caller's and
-    is read while the frames are taken.
+    is read while the frames are taken; where the job tells of a following one, `cache.keeps(file)` says after the
+    last frame whether it must stay open.
     Raises: MediaError, here and while the frames are taken.
     """
     file_format = identify(file, job.uri)
     if file_format.media_type is MediaType.IMAGE:
+        cache.drop()
         return ClipFrames(backend="pillow", frames=_image_frames(job, file, file_format, images, limits))
     if job.media_type is not MediaType.VIDEO:
         raise MediaError(
@@ -55,9 +58,11 @@ def open_frames(
         )
     source = VideoSource(file=file, uri=job.uri, file_format=file_format, limits=limits)
     if decode.video == "decord":
+        cache.drop()
         return _decord(source, job)
     try:
-        return ClipFrames(backend="pyav", frames=_started(read_frames(source, job.frame_indices, cache)))
+        frames = read_frames(source, job.frame_indices, cache, job.following)
+        return ClipFrames(backend="pyav", frames=_started(frames))
     except MediaError as error:
         if decode.video == "pyav" or error.code not in _PYAV_FOUND_NOTHING:
             raise

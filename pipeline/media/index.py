@@ -29,7 +29,7 @@ _INDEXED_DEMUXERS = frozenset({"mov", "avi"})
 # H.264 and HEVC keep at most 16 frames waiting; anything beyond this is a jump in the clock.
 _MAX_REORDERED_PACKETS = 64
 _MAX_DEMUX_ERRORS = 50
-_NO_TIME = np.iinfo(np.int64).min
+NO_TIME = np.iinfo(np.int64).min
 
 
 def codec_name(stream: VideoStream) -> str:
@@ -78,14 +78,16 @@ class PacketIndex:
 
     `first_number` is the decode position of the first one in the whole stream; it is above 0 only where
     decode positions and frame numbers are known to agree. Arrays have one entry a packet: `pts` and `dts`
-    int64 in the stream's time base, `is_frame` bool, `is_start` bool (decoding may begin here as if from
-    the start). `sorted_pts` are the frames' times in presentation order, `numbers` their packets.
+    int64 in the stream's time base, `is_frame` bool, `is_keyframe` bool (the container calls it one), `is_start`
+    bool (decoding may begin here as if from the start). `sorted_pts` are the frames' times in presentation order,
+    `numbers` their packets.
     """
 
     first_number: int
     pts: NDArray[np.int64]
     dts: NDArray[np.int64]
     is_frame: NDArray[np.bool_]
+    is_keyframe: NDArray[np.bool_]
     is_start: NDArray[np.bool_]
     sorted_pts: NDArray[np.int64]
     numbers: NDArray[np.int64]
@@ -96,6 +98,14 @@ class PacketIndex:
     def num_frames(self) -> int:
         """Frames counted from the start of the stream to the end of this run."""
         return self.first_number + len(self.numbers)
+
+    @property
+    def keyframes(self) -> tuple[int, ...]:
+        """Numbers of the frames at which decoding may begin; none where the order of frames is not known."""
+        if not self.is_ordered:
+            return ()
+        numbers = np.flatnonzero(self.is_start[self.numbers]) + self.first_number
+        return tuple(numbers.tolist())
 
     def covers(self, first_frame: int, last_frame: int) -> bool:
         """Whether these frames lie inside the run, with what reordering may add, behind a place to start."""
@@ -118,16 +128,19 @@ def read_index(container: InputContainer, stream: VideoStream, first_frame: int,
     """
     codec = codec_name(stream)
     first_number, packets = _packets_near(container, stream, first_frame)
-    pts, dts, frames, random_access = array("q"), array("q"), bytearray(), bytearray()
+    pts, dts, frames, keyframes, random_access = array("q"), array("q"), bytearray(), bytearray(), bytearray()
     wanted, reached_end, num_frames = last_frame + 1 + _MAX_REORDERED_PACKETS + 1, True, first_number
     for packet in packets:
         shown = is_frame(codec, packet)
         num_frames += shown
-        pts.append(_NO_TIME if packet.pts is None else packet.pts)
-        dts.append(_NO_TIME if packet.dts is None else packet.dts)
+        pts.append(NO_TIME if packet.pts is None else packet.pts)
+        dts.append(NO_TIME if packet.dts is None else packet.dts)
         frames.append(shown)
-        data = memoryview(packet)
-        random_access.append(packet.is_keyframe and is_random_access(codec, stream.codec_context.extradata, data))
+        is_keyframe = packet.is_keyframe
+        keyframes.append(is_keyframe)
+        random_access.append(
+            is_keyframe and is_random_access(codec, stream.codec_context.extradata, memoryview(packet))
+        )
         if num_frames >= wanted:
             reached_end = False
             break
@@ -136,6 +149,7 @@ def read_index(container: InputContainer, stream: VideoStream, first_frame: int,
         np.array(pts, np.int64),
         np.array(dts, np.int64),
         np.frombuffer(bytes(frames), np.bool_),
+        np.frombuffer(bytes(keyframes), np.bool_),
         np.frombuffer(bytes(random_access), np.bool_),
         reached_end,
     )
@@ -146,6 +160,7 @@ def _build(
     pts: NDArray[np.int64],
     dts: NDArray[np.int64],
     is_shown_frame: NDArray[np.bool_],
+    is_keyframe: NDArray[np.bool_],
     is_reset: NDArray[np.bool_],
     reached_end: bool,
 ) -> PacketIndex:
@@ -154,7 +169,7 @@ def _build(
     sorted_pts = pts[in_decode_order][order]
     is_ordered = (
         len(order) > 0
-        and sorted_pts[0] != _NO_TIME
+        and sorted_pts[0] != NO_TIME
         and bool((np.diff(sorted_pts) > 0).all())
         and int(np.abs(order - np.arange(len(order))).max()) <= _MAX_REORDERED_PACKETS
     )
@@ -163,6 +178,7 @@ def _build(
         pts=pts,
         dts=dts,
         is_frame=is_shown_frame,
+        is_keyframe=is_keyframe,
         is_start=is_reset & _is_closed(pts),
         sorted_pts=sorted_pts,
         numbers=in_decode_order[order],
@@ -175,7 +191,7 @@ def _is_closed(pts: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Where no later packet is presented earlier (leading pictures) and no earlier one later."""
     if not len(pts):
         return np.zeros(0, np.bool_)
-    latest_before = np.concatenate(([_NO_TIME], np.maximum.accumulate(pts)[:-1]))
+    latest_before = np.concatenate(([NO_TIME], np.maximum.accumulate(pts)[:-1]))
     earliest_from = np.minimum.accumulate(pts[::-1])[::-1]
     closed: NDArray[np.bool_] = (latest_before < pts) & (earliest_from >= pts)
     return closed

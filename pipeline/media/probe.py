@@ -5,6 +5,8 @@ turned, and a file that shows nothing is refused here instead of in the middle o
 else comes from the container (see index.py for what is read to count frames).
 """
 
+import sys
+from dataclasses import replace
 from typing import BinaryIO
 
 from av.container import InputContainer
@@ -16,26 +18,46 @@ from pipeline.config import ImagesConfig, LimitsConfig
 from pipeline.errors import ErrorCode, MediaError
 from pipeline.media.container import FileFormat, MediaInfo, MediaType, identify, open_video
 from pipeline.media.image import probe_image
-from pipeline.media.index import codec_name, count_indexed_frames, has_complete_index, is_frame, read_packets
+from pipeline.media.index import (
+    codec_name,
+    count_indexed_frames,
+    has_complete_index,
+    is_frame,
+    read_index,
+    read_packets,
+)
 from pipeline.media.orientation import orientation_of
-from pipeline.media.video_pyav import decode_packet
+from pipeline.media.reading import decode_packet
 
 _MICROSECOND = 1e-6  # the unit of a container's own duration
 
 
 def probe_media(
-    file: BinaryIO, uri: str, images: ImagesConfig, limits: LimitsConfig, *, with_times: bool = False
+    file: BinaryIO,
+    uri: str,
+    images: ImagesConfig,
+    limits: LimitsConfig,
+    *,
+    with_times: bool = False,
+    with_keyframes: bool = False,
 ) -> MediaInfo:
     """Describe an open file.
 
     Raises: MediaError: UNSUPPORTED_MEDIA, NO_VIDEO_STREAM, CORRUPT_MEDIA, TRUNCATED_MEDIA, LIMIT_EXCEEDED.
     Cost: a header, an index and a frame for MP4 and AVI; one read of the file without decoding for other
-        containers, for VP8 and VP9, and for `with_times`.
+        containers, for VP8 and VP9, and for `with_times`; another one for `with_keyframes`.
     """
     file_format = identify(file, uri)
     if file_format.media_type is MediaType.IMAGE:
         return probe_image(file, uri, file_format, images, limits, with_times=with_times)
-    return _probe_video(file, uri, file_format, limits, with_times)
+    info = _probe_video(file, uri, file_format, limits, with_times)
+    return replace(info, keyframes=_keyframes(file, uri, file_format, limits)) if with_keyframes else info
+
+
+def _keyframes(file: BinaryIO, uri: str, file_format: FileFormat, limits: LimitsConfig) -> tuple[int, ...]:
+    file.seek(0)
+    with open_video(file, uri, file_format, limits) as (container, stream):
+        return read_index(container, stream, 0, sys.maxsize).keyframes
 
 
 def _probe_video(

@@ -61,20 +61,29 @@ class Sandbox:
         """Process id of the child, None while there is none."""
         return self._process.pid
 
-    def probe(self, uri: str, *, byte_range: ByteRange | None = None, with_times: bool = False) -> MediaInfo:
+    def probe(
+        self,
+        uri: str,
+        *,
+        byte_range: ByteRange | None = None,
+        with_times: bool = False,
+        with_keyframes: bool = False,
+    ) -> MediaInfo:
         """Describe a medium from its header and index.
 
         Args:
             uri: what `open_binary` takes (from another process: not `memory://`).
             byte_range: where a member lies in its shard.
             with_times: find every frame's presentation time too; reads the whole file.
+            with_keyframes: find the frames at which decoding may begin, too; reads the whole file.
         Raises: MediaError with Stage.PROBE; RunError when no decoder process can be started.
         """
         place = None if byte_range is None else byte_range.to_values()
         message = {"do": "probe", "uri": uri, "byte_range": place, "with_times": with_times}
+        message["with_keyframes"] = with_keyframes
         reply = self._ask(message, None, 0.0, uri, Stage.PROBE)["info"]
-        times = reply["frame_times_seconds"]
-        reply["frame_times_seconds"] = None if times is None else tuple(times)
+        for name in ("frame_times_seconds", "keyframes"):
+            reply[name] = None if reply[name] is None else tuple(reply[name])
         reply["media_type"] = MediaType(reply["media_type"])
         return MediaInfo(**reply)
 

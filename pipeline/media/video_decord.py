@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ErrorCode, MediaError
 from pipeline.media.container import open_video
-from pipeline.media.index import codec_name, read_index, read_packets
+from pipeline.media.index import codec_name, read_index
 from pipeline.media.orientation import Orientation, orientation_of
-from pipeline.media.video_pyav import PROGRESSIVE, VideoSource, displayed, first_frame
+from pipeline.media.reading import PROGRESSIVE, VideoSource
+from pipeline.media.video_pyav import displayed, first_frame
 
 _CHUNK_BYTES = 256 << 20
 _MAX_BITS = 8
@@ -117,10 +118,7 @@ def _all_keyframes_are_starts(source: VideoSource) -> bool:
     source.file.seek(0)
     with open_video(source.file, source.uri, source.file_format, source.limits) as (container, stream):
         index = read_index(container, stream, 0, sys.maxsize)
-    source.file.seek(0)
-    with open_video(source.file, source.uri, source.file_format, source.limits) as (container, stream):
-        marked = [packet.is_keyframe for packet in read_packets(container, stream)]
-    return len(marked) == len(index.is_start) and bool((index.is_start | ~np.array(marked, np.bool_)).all())
+    return bool((index.is_start | ~index.is_keyframe).all())
 
 
 def _turns_rightly(source: VideoSource, orientation: Orientation) -> bool:

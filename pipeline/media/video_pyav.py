@@ -1,10 +1,9 @@
 """Wanted frames of a video by PyAV, decoding as little as gives the same bytes as decoding everything.
 
-Exact skipping: packets are fed from the last place where decoding may begin up to each wanted frame;
-between them, frames that no other frame refers to are skipped (`skip_frame='NONREF'`), and what lies
-between a wanted frame and the next such place is not decoded at all. Measured at 0.4-0.7 of the CPU
-time of decoding in order, with equal frames on every valid file tried. One thread: more clips at once
-use the cores better than threads inside one.
+Packets that no wanted frame needs are skipped (reading.py says how): measured at 0.4-0.7 of the CPU time of decoding in
+order, with equal frames on every valid file tried. One thread: more clips at once use the cores better than threads
+inside one. The index is read from the container that then decodes, where seeking back is exact; where the next clip is
+known to come from the same file, its reading is kept open, and the clip goes on from there.
 
 Damage: a packet that the decoder rejects is passed over. The first wanted frame that fails to appear
 ends the skipping, and the clip is decoded again plainly from its start, so that what stands in for a
@@ -13,79 +12,101 @@ missing frame never depends on what was skipped. The rule for missing frames is 
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from typing import BinaryIO
 
-import av
 import numpy as np
 from av.container import InputContainer
-from av.packet import Packet
-from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from pipeline.config import LimitsConfig
 from pipeline.errors import ErrorCode, MediaError
-from pipeline.media.container import FileFormat, open_video
-from pipeline.media.index import PacketIndex, codec_name, read_index, read_packets
+from pipeline.media.container import open_video
+from pipeline.media.index import PacketIndex, read_packets
 from pipeline.media.orientation import orientation_of
+from pipeline.media.reading import DoubtError, MissedError, Reading, VideoSource, decode_packet
 
 MAX_MISSING_AT_END = 2
-# Decoders that honour skip_frame packet by packet; dav1d reads it only when it opens.
-_SKIPPING_CODECS = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4"})
-PROGRESSIVE = (0, 1)  # AVFieldOrder unknown, progressive; a field may be a packet of its own in the others
 
-
-class MissedError(Exception):
-    """A wanted frame did not appear while others were being skipped."""
-
-
-def decode_packet(context: VideoCodecContext, packet: "Packet[VideoStream] | None") -> list[VideoFrame]:
-    """Frames that come out when a packet goes in (None drains); none if the decoder rejects it."""
-    try:
-        return context.decode(packet)
-    except MemoryError:
-        raise
-    except av.FFmpegError:
-        return []
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VideoSource:
-    """An open file, known to be a video, and what may be asked of it."""
-
-    file: BinaryIO
-    uri: str
-    file_format: FileFormat
-    limits: LimitsConfig
+_Key = tuple[str, int, int]
 
 
 class IndexCache:
-    """The last video's packet index, so that the clips of one long video read it once.
+    """The last video's packet index, so that the clips of one long video read it once, and its reading.
 
     An index that turns out too short is read anew at twice its length: a video's clips together read
-    each packet a bounded number of times, whatever their number.
+    each packet a bounded number of times, whatever their number. A reading is kept from one clip to the next
+    only if that was announced; it holds a file, a decoder and the decoder's frames, and is closed by whatever
+    other clip comes instead.
     """
 
     def __init__(self) -> None:
-        self._key: tuple[str, int, int] | None = None
+        self._key: _Key | None = None
         self._index: PacketIndex | None = None
+        self._kept: Reading | None = None
+        self._kept_key: _Key | None = None
 
     def get(self, source: VideoSource, first_frame: int, last_frame: int) -> PacketIndex:
         """The index of a file's packets around two frames, from memory if it is the last one's."""
-        key = (source.uri, source.file.seek(0, os.SEEK_END), _modified_ns(source.file))
+        index, reading = self.look_up(source, first_frame, last_frame, last_frame)
+        if reading is not None:
+            reading.close()
+        return index
+
+    def look_up(
+        self, source: VideoSource, first_frame: int, last_frame: int, reach: int
+    ) -> tuple[PacketIndex, Reading | None]:
+        """What `get` gives, read up to frame `reach` if it must be read, and a reading that was opened for it."""
+        key = _key(source)
         known = self._index if self._key == key else None
         if known is not None and known.covers(first_frame, last_frame):
-            return known
-        reach = last_frame if known is None else max(last_frame, 2 * known.num_frames - known.first_number)
-        index = _read(source, first_frame, reach)
-        if not index.covers(first_frame, last_frame) and index.first_number:
-            index = _read(source, 0, reach)
+            return known, None
+        if known is not None:
+            reach = max(reach, 2 * known.num_frames - known.first_number)
+        reading = Reading(source)
+        try:
+            index = reading.read_index(first_frame, reach)
+            if not index.covers(first_frame, last_frame) and index.first_number:
+                reading.close()
+                reading = Reading(source)
+                index = reading.read_index(0, reach)
+        except BaseException:
+            reading.close()
+            raise
         self._key, self._index = key, index
-        return index
+        return index, reading
+
+    def keep(self, reading: Reading) -> None:
+        """Leave a reading of the file that was looked up last, and the file itself, to the next clip."""
+        reading.own_file()
+        self._kept, self._kept_key = reading, self._key
+
+    def keeps(self, file: BinaryIO) -> bool:
+        """Whether this file was left here and is to stay open."""
+        return self._kept is not None and self._kept.source.file is file
+
+    def take(self, source: VideoSource) -> Reading | None:
+        """Hand over the reading that was kept, if it is of this very file; any other is closed."""
+        kept = self._kept
+        if kept is not None and (self._kept_key != _key(source) or kept.source.file.closed):
+            self.drop()
+        kept, self._kept = self._kept, None
+        return kept
+
+    def drop(self) -> None:
+        """Close what was kept."""
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
+
+
+def _key(source: VideoSource) -> _Key:
+    """What a file is known by. Moves the file's position: not for one that is being read."""
+    return source.uri, source.file.seek(0, os.SEEK_END), _modified_ns(source.file)
 
 
 def _modified_ns(file: BinaryIO) -> int:
@@ -95,39 +116,83 @@ def _modified_ns(file: BinaryIO) -> int:
         return 0
 
 
-def _read(source: VideoSource, first_frame: int, last_frame: int) -> PacketIndex:
-    source.file.seek(0)
-    with open_video(source.file, source.uri, source.file_format, source.limits) as (container, stream):
-        return read_index(container, stream, first_frame, last_frame)
-
-
-def read_frames(source: VideoSource, frame_indices: Sequence[int], cache: IndexCache) -> Iterator[NDArray[np.uint8]]:
+def read_frames(
+    source: VideoSource, frame_indices: Sequence[int], cache: IndexCache, following: Sequence[int] = ()
+) -> Iterator[NDArray[np.uint8]]:
     """Yield one frame for each wanted index, in order.
 
     Args:
         source: a video.
         frame_indices: frame numbers in presentation order, never decreasing.
-        cache: the worker's, so that clips of one file share its index.
+        cache: the worker's, so that clips of one file share its index, and its reading.
+        following: what the next clip will want of this file; `cache` may keep the file then (`keeps` says so).
     Yields: uint8 (H, W, 3) RGB as displayed; an index that repeats gives the same array again.
     Raises: MediaError CORRUPT_MEDIA or TRUNCATED_MEDIA.
     Cost: memory for the decoder's own frames and two of these.
     """
     wanted = tuple(frame_indices)
-    index = cache.get(source, wanted[0], wanted[-1])
+    kept = cache.take(source)
+    with ExitStack() as stack:  # closes the kept reading if there will be no use for it
+        stack.callback(_close, kept)
+        index, opened = cache.look_up(source, wanted[0], wanted[-1], max(following, default=wanted[-1]))
+        can_skip = index.is_ordered and wanted[-1] < index.num_frames
+        if not can_skip or kept is not None or not (opened is None or opened.can_begin):
+            _close(opened)
+            opened = None
+        if can_skip:
+            stack.pop_all()
     _require_reached(source.uri, index, wanted[-1])
     num_delivered = 0
-    if index.is_ordered and wanted[-1] < index.num_frames:
-        try:
-            for image in _convert(_read_skipping(source, index, wanted)):
-                yield image
-                num_delivered += 1
-        except MissedError:
-            pass
-        else:
+    if can_skip:
+        for attempt in _attempts(source, kept, opened, following):
+            try:
+                for image in islice(_convert(attempt.read(cache, index, wanted)), num_delivered, None):
+                    yield image
+                    num_delivered += 1
+            except DoubtError:
+                continue
+            except MissedError:
+                if attempt.goes_on:
+                    continue
+                break
             return
-        if index.first_number:
-            index = IndexCache().get(source, 0, wanted[-1])
+    if index.first_number:
+        index = IndexCache().get(source, 0, wanted[-1])
     yield from islice(_convert(_read_plainly(source, index, wanted)), num_delivered, None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Attempt:
+    """One way to read a clip by skipping: with a reading that may have served clips before, or be left to the next."""
+
+    reading: Reading
+    following: Sequence[int]
+    goes_on: bool
+
+    def read(self, cache: IndexCache, index: PacketIndex, wanted: Sequence[int]) -> Iterator[VideoFrame]:
+        """Yield the wanted frames, and close the reading or keep it. Raises: MissedError, DoubtError."""
+        with ExitStack() as stack:
+            stack.callback(self.reading.close)
+            frames = self.reading.frames(index, wanted, self.following, goes_on=self.goes_on)
+            yield from _match(((index_position(index, frame), frame) for frame in frames), wanted)
+            if self.following and self.reading.can_go_on:
+                stack.pop_all()
+                cache.keep(self.reading)
+
+
+def _attempts(
+    source: VideoSource, kept: Reading | None, opened: Reading | None, following: Sequence[int]
+) -> Iterator[_Attempt]:
+    """Go on from the last clip; else begin anew; else, if that went wrong beyond the clip, do not go beyond it."""
+    if kept is not None:
+        yield _Attempt(reading=kept, following=following, goes_on=True)
+    yield _Attempt(reading=opened or Reading(source), following=following, goes_on=False)
+    yield _Attempt(reading=Reading(source), following=(), goes_on=False)
+
+
+def _close(reading: Reading | None) -> None:
+    if reading is not None:
+        reading.close()
 
 
 def _require_reached(uri: str, index: PacketIndex, last_wanted: int) -> None:
@@ -140,88 +205,6 @@ def _require_reached(uri: str, index: PacketIndex, last_wanted: int) -> None:
             ErrorCode.TRUNCATED_MEDIA,
             f"{uri}: expected frame {last_wanted}, the file ends after {index.num_frames} frames",
         )
-
-
-def _read_skipping(source: VideoSource, index: PacketIndex, wanted: Sequence[int]) -> Iterator[VideoFrame]:
-    source.file.seek(0)
-    with open_video(source.file, source.uri, source.file_format, source.limits) as (container, stream):
-        frames = _decode_stretches(container, stream, index, wanted)
-        yield from _match(((index_position(index, frame), frame) for frame in frames), wanted)
-
-
-def _decode_stretches(
-    container: InputContainer, stream: VideoStream, index: PacketIndex, wanted: Sequence[int]
-) -> Iterator[VideoFrame]:
-    """Decode each stretch from a safe start to its last wanted packet, draining the decoder in between."""
-    context = stream.codec_context
-    can_skip = codec_name(stream) in _SKIPPING_CODECS and int(context.field_order) in PROGRESSIVE
-    for fed in read_stretches(container, stream, index, wanted):
-        if fed.packet is None:
-            yield from decode_packet(context, None)
-            context.flush_buffers()
-            continue
-        if can_skip:
-            context.skip_frame = "DEFAULT" if fed.is_wanted else "NONREF"
-        yield from decode_packet(context, fed.packet)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FedPacket:
-    """What a decoder is given next: a packet, by its place in the index, or None at the end of a stretch."""
-
-    packet: "Packet[VideoStream] | None"
-    number: int
-    is_wanted: bool
-
-
-def read_stretches(
-    container: InputContainer, stream: VideoStream, index: PacketIndex, wanted: Sequence[int]
-) -> Iterator[FedPacket]:
-    """The packets of each stretch, from a safe start to its last wanted one, and where the stretch ends."""
-    targets = np.unique(index.numbers[np.asarray(wanted) - index.first_number])
-    starts = _starts_before(index, targets)
-    packets = enumerate(_packets_from(container, stream, index, int(starts[0])), int(starts[0]))
-    for start in np.unique(starts):
-        in_stretch = set(targets[starts == start].tolist())
-        last = max(in_stretch)
-        for number, packet in packets:
-            if number < start:
-                continue
-            yield FedPacket(packet=packet, number=number, is_wanted=number in in_stretch)
-            if number == last:
-                break
-        yield FedPacket(packet=None, number=last, is_wanted=False)
-
-
-def _starts_before(index: PacketIndex, targets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each wanted packet, the last place at or before it from which decoding gives the same frames."""
-    places = np.flatnonzero(index.is_start)
-    if index.first_number == 0 and (not len(places) or places[0] != 0):
-        places = np.concatenate(([0], places))
-    found = np.searchsorted(places, targets, side="right") - 1
-    if found[0] < 0:
-        raise MissedError
-    starts: NDArray[np.int64] = places[found]
-    return starts
-
-
-def _packets_from(
-    container: InputContainer, stream: VideoStream, index: PacketIndex, start: int
-) -> Iterator["Packet[VideoStream]"]:
-    """Packets from `start` of the index on. Raises MissedError if seeking does not lead there."""
-    packets = read_packets(container, stream)
-    if index.first_number + start == 0:
-        yield from packets
-        return
-    by_pts = container.format.name == "matroska"
-    container.seek(int(index.pts[start] if by_pts else index.dts[start]), stream=stream)
-    for packet in packets:
-        if packet.pts is None or packet.pts > index.pts[start]:
-            raise MissedError
-        if packet.pts == index.pts[start]:
-            yield packet
-            yield from packets
-            return
 
 
 def index_position(index: PacketIndex, frame: VideoFrame) -> float | None:
@@ -322,6 +305,9 @@ def _convert(frames: Iterator[VideoFrame]) -> Iterator[NDArray[np.uint8]]:
 
 
 def displayed(frame: VideoFrame, reformatter: VideoReformatter | None = None) -> NDArray[np.uint8]:
-    """A frame as RGB, uint8 (H, W, 3), turned as it is shown."""
-    rgb = (reformatter or VideoReformatter()).reformat(frame, format="rgb24").to_ndarray()
+    """A frame as RGB, uint8 (H, W, 3), turned as it is shown.
+
+    One thread: swscale starts one a core by itself, in every decoder on the machine.
+    """
+    rgb = (reformatter or VideoReformatter()).reformat(frame, format="rgb24", threads=1).to_ndarray()
     return orientation_of(frame).apply(np.asarray(rgb, np.uint8))

@@ -7,6 +7,7 @@ moment: it holds nothing that anyone else needs. template.py says how it comes t
 import os
 import socket
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
@@ -53,8 +54,8 @@ class Worker:
         uri = message["uri"]
         try:
             if message["do"] == "probe":
-                byte_range, with_times = _byte_range(message), message["with_times"]
-                return {"info": asdict(self._probe(channel, uri, byte_range, with_times))}
+                wishes = {name: message[name] for name in ("with_times", "with_keyframes")}
+                return {"info": asdict(self._probe(channel, uri, _byte_range(message), wishes))}
             assert handle is not None, "a decode job comes with its buffer"
             return {"report": asdict(self._decode(ClipJob.from_values(message), handle, message["offset"]))}
         except MediaError as error:
@@ -68,20 +69,26 @@ class Worker:
                 expected = f"to need at most limits.max_decoder_bytes={self._limits.max_decoder_bytes}"
             return {"code": code, "message": f"{uri}: expected {expected}: {text}"}
 
-    def _probe(self, channel: socket.socket, uri: str, byte_range: ByteRange | None, with_times: bool) -> MediaInfo:
+    def _probe(
+        self, channel: socket.socket, uri: str, byte_range: ByteRange | None, wishes: dict[str, bool]
+    ) -> MediaInfo:
         with open_binary(uri, byte_range=byte_range, max_bytes=self._limits.max_file_bytes) as file:
             self._extend_deadline(channel, file.seek(0, os.SEEK_END) / _BYTES_PER_VIDEO_SECOND)
             file.seek(0)
-            return probe_media(file, uri, self._images, self._limits, with_times=with_times)
+            return probe_media(file, uri, self._images, self._limits, **wishes)
 
     def _decode(self, job: ClipJob, handle: int, offset: int) -> ClipReport:
         start = time.process_time()
         t, h, w = grid_of(job.media_type, len(job.frame_indices), job.resized_height, job.resized_width)
         shape = h * w, row_bytes(job.media_type)
-        with open_binary(job.uri, byte_range=job.byte_range, max_bytes=self._limits.max_file_bytes) as file:
+        with ExitStack() as stack:
+            opened = open_binary(job.uri, byte_range=job.byte_range, max_bytes=self._limits.max_file_bytes)
+            file = stack.enter_context(opened)
             clip = open_frames(job, file, self._decode_config, self._images, self._limits, self._cache)
             patches = file_patches(handle, offset, t, shape)
             fill_patches(clip.frames, patches, job.media_type, job.resized_height, job.resized_width)
+            if self._cache.keeps(file):
+                stack.pop_all()
         num_bytes = t * shape[0] * shape[1]
         return ClipReport(backend=clip.backend, num_bytes=num_bytes, decode_seconds=time.process_time() - start)
 

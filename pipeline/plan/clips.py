@@ -1,7 +1,8 @@
 """One probed medium becomes clips: spans, sampled frames, sizes and grids, all plain Python numbers.
 
 Rules that the official recipe leaves open, and ours: a one-frame video is its frame twice; an image is one
-frame; a span that holds no frame is an error; the last clip of a strided video may be shorter.
+frame; a span that holds no frame is an error; the last clip of a strided video may be shorter; frames that are moved to
+keyframes are planned as what they are then, fewer frames at other times.
 """
 
 import itertools
@@ -18,6 +19,7 @@ from pipeline.plan.sampling import (
     ASSUMED_FPS,
     FrameClock,
     count_samples,
+    move_to_keyframes,
     pair_timestamps,
     sample_by_index,
     sample_by_time,
@@ -111,6 +113,9 @@ def _video_clip(
 ) -> Clip:
     count = count_samples(len(frames), clock.fps, recipe.fps, recipe.min_frames, recipe.max_frames)
     indices = sample_by_time(clock, frames, count) if recipe.needs_times else sample_by_index(frames, count)
+    if info.keyframes:
+        indices = move_to_keyframes(clock, frames, indices, info.keyframes)
+        count = len(indices)
     size = video_size(Size(height=info.height, width=info.width), count, recipe.preprocessing, recipe.config.sizes)
     timestamps = pair_timestamps(clock, indices, recipe.preprocessing.temporal_patch_size)
     last = frames.stop

@@ -37,6 +37,7 @@ INFO_TYPE = pa.struct(
         "fps": pa.float64(),
         "frame_times_seconds": pa.list_(pa.float64()),
         "codec": pa.string(),
+        "keyframes": pa.list_(pa.int64()),
     }
 )
 
@@ -61,7 +62,9 @@ class ProbeResult:
     error: MediaError | None
 
 
-def probe_source(item: SourceItem, sandbox: Sandbox, *, with_times: bool) -> ProbeResult:
+def probe_source(
+    item: SourceItem, sandbox: Sandbox, *, with_times: bool = False, with_keyframes: bool = False
+) -> ProbeResult:
     """Read one header and hash the content. Never raises MediaError: it is in the result.
 
     Cost: the bytes that `content_id` and the container's index take, and up to one decoder restart.
@@ -69,7 +72,7 @@ def probe_source(item: SourceItem, sandbox: Sandbox, *, with_times: bool) -> Pro
     source_id: str | None = None
     try:
         source_id = content_id(item)
-        info = sandbox.probe(item.uri, byte_range=item.byte_range, with_times=with_times)
+        info = sandbox.probe(item.uri, byte_range=item.byte_range, with_times=with_times, with_keyframes=with_keyframes)
     except MediaError as error:
         return ProbeResult(item=item, source_id=source_id, info=None, error=error)
     return ProbeResult(item=item, source_id=source_id, info=info, error=None)
@@ -128,11 +131,5 @@ def _result(item: SourceItem, row: dict[str, Any]) -> ProbeResult:
 
 
 def _info(values: dict[str, Any]) -> MediaInfo:
-    times = values["frame_times_seconds"]
-    return MediaInfo(
-        **{
-            **values,
-            "media_type": MediaType(values["media_type"]),
-            "frame_times_seconds": None if times is None else tuple(times),
-        }
-    )
+    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return MediaInfo(**{**values, **lists, "media_type": MediaType(values["media_type"])})

@@ -79,6 +79,27 @@ def sample_by_time(clock: FrameClock, frames: range, count: int) -> tuple[int, .
     return tuple(clock.on_screen(time, frames) for time in times.tolist())
 
 
+def move_to_keyframes(
+    clock: FrameClock, frames: range, frame_indices: Sequence[int], keyframes: Sequence[int]
+) -> tuple[int, ...]:
+    """For each frame the keyframe of `frames` that is nearest in time, the earlier one of two; each of them once.
+
+    So a clip has at most as many frames as it has keyframes. Without any it keeps its frames: what lies outside the
+    span is not in the clip.
+    """
+    inside = keyframes[bisect_left(keyframes, frames.start) : bisect_left(keyframes, frames.stop)]
+    if not inside:
+        return tuple(frame_indices)
+    nearest = (_nearest(clock, inside, frame) for frame in frame_indices)
+    return tuple(dict.fromkeys(nearest))
+
+
+def _nearest(clock: FrameClock, keyframes: Sequence[int], frame: int) -> int:
+    place = bisect_left(keyframes, frame)
+    around = keyframes[max(0, place - 1) : place + 1]
+    return min(around, key=lambda keyframe: abs(clock.time_of(keyframe) - clock.time_of(frame)))
+
+
 def pair_timestamps(clock: FrameClock, frame_indices: Sequence[int], temporal_patch_size: int) -> tuple[float, ...]:
     """One time a temporal patch, in seconds: the mean of its first and its last frame's.
 

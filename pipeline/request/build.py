@@ -1,11 +1,13 @@
 """A plan row becomes a request: every clip decoded into its place in one shared buffer.
 
 The buffer is laid out for the whole plan; a clip that fails leaves no hole, because the next one is written
-where it would have begun, and the final layout is that of the clips that came through.
+where it would have begun, and the final layout is that of the clips that came through. A clip is one job of the decoder
+process, which is told what the next one wants of the same file, so that it need not begin anew.
 """
 
 import time
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import pyarrow as pa
 
@@ -43,9 +45,9 @@ def build_request(plan: RequestPlan, sandbox: Sandbox) -> pa.Table:
     failures: list[Failure] = []
     # Room for the header of all planned clips: if some fail, the shorter header is padded to the same start.
     offset = planned.rows_start
-    for clip in plan.clips:
+    for clip, following in zip_longest(plan.clips, plan.clips[1:]):
         try:
-            report = _decode(clip, sandbox, buffer, offset)
+            report = _decode(clip, following, sandbox, buffer, offset)
         except MediaError as error:
             failures.extend(clip_failures(clip, error))
         else:
@@ -64,13 +66,13 @@ def build_request(plan: RequestPlan, sandbox: Sandbox) -> pa.Table:
     return wrap_request(meta, view[: meta.layout.num_bytes])
 
 
-def _decode(clip: Clip, sandbox: Sandbox, buffer: SharedBuffer, offset: int) -> ClipReport:
+def _decode(clip: Clip, following: Clip | None, sandbox: Sandbox, buffer: SharedBuffer, offset: int) -> ClipReport:
     """Decode a clip from the first of its paths that still holds what was planned: all held the same bytes."""
     first: MediaError | None = None
     for item in clip.sources:
         try:
             require_unchanged(item, clip.source_id)
-            return sandbox.decode(clip_job(clip, item), buffer, offset)
+            return sandbox.decode(clip_job(clip, item, following), buffer, offset)
         except MediaError as error:
             if error.code not in _GONE:
                 raise
@@ -79,8 +81,8 @@ def _decode(clip: Clip, sandbox: Sandbox, buffer: SharedBuffer, offset: int) -> 
     raise first
 
 
-def clip_job(clip: Clip, item: SourceItem) -> ClipJob:
-    """What the decoder needs to know of a clip, read from one of its places."""
+def clip_job(clip: Clip, item: SourceItem, following: Clip | None = None) -> ClipJob:
+    """What the decoder needs to know of a clip, read from one of its places, and of the clip that comes after it."""
     return ClipJob(
         uri=item.uri,
         byte_range=item.byte_range,
@@ -89,6 +91,7 @@ def clip_job(clip: Clip, item: SourceItem) -> ClipJob:
         num_source_frames=clip.num_frames,
         resized_height=clip.resized_height,
         resized_width=clip.resized_width,
+        following=following.frame_indices if following and following.source_id == clip.source_id else (),
     )
 
 

@@ -10,10 +10,11 @@ from pipeline.config import Config
 from pipeline.device.nvdec.eligible import may_decode_on_device
 from pipeline.media.attempts import Attempts
 from pipeline.media.sandbox import Sandbox
-from pipeline.plan.probe import items_of, probe_source, results_table
+from pipeline.plan.probe import ProbeResult, items_of, probe_source, results_table
 from pipeline.plan.schema import requests_of
 from pipeline.request.build import build_request
 from pipeline.request.deferred import decoded_request, deferred_request
+from pipeline.sources.items import SourceItem
 
 
 def make_sandbox(config: Config, attempts_uri: str | None) -> Sandbox:
@@ -52,11 +53,14 @@ class Probe(DecodingStage):
     def __init__(self, config: Config, shared: Sandbox | None = None, attempts_uri: str | None = None) -> None:
         super().__init__(config, shared, attempts_uri)
         self._with_times = config.frames.sampling == "time"
+        self._with_keyframes = config.frames.precision == "keyframe"
 
     def __call__(self, items: pa.Table) -> pa.Table:
         """Rows of ITEM_SCHEMA to rows of PROBE_SCHEMA; a bad medium is a row with an error."""
-        results = [probe_source(item, self._sandbox, with_times=self._with_times) for item in items_of(items)]
-        return results_table(results)
+        return results_table(self._probe(item) for item in items_of(items))
+
+    def _probe(self, item: SourceItem) -> ProbeResult:
+        return probe_source(item, self._sandbox, with_times=self._with_times, with_keyframes=self._with_keyframes)
 
 
 class Decode(DecodingStage):

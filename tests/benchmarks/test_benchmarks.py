@@ -15,10 +15,12 @@ from benchmarks import (
     encoder,
     growth,
     isolation,
+    keyframes,
     nvdec,
     overlap,
     pipeline,
     prediction,
+    reading,
     recipe,
     transfer,
 )
@@ -170,6 +172,24 @@ def test_the_parts_of_a_clip_are_measured(
     record = run(decode.main, ["--parts", "--repeats", "1", str(video), str(image)], monkeypatch, capsys)
     assert [result["codec"] for result in record["results"]] == ["h264", "jpeg"]
     assert all(sum(result["seconds"].values()) > 0 for result in record["results"])
+
+
+def test_what_going_on_saves_is_measured_with_what_splitting_a_file_costs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = make_video(tmp_path / "v.mp4", num_frames=75, gop=75)
+    (result,) = run(reading.main, ["--seconds", "1", "--repeats", "1", str(video)], monkeypatch, capsys)["results"]
+    assert (result["clips"], result["requests"], result["lead_in"]) == (3, 1, 0.0)
+    assert min(result[way] for way in ("alone", "in requests", "in one row")) > 0
+
+
+def test_keyframes_are_measured_beside_exact_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = make_video(tmp_path / "v.mp4", num_frames=50, gop=25, options={"x264-params": "scenecut=0"})
+    (result,) = run(keyframes.main, ["--seconds", "2", "--repeats", "1", str(video)], monkeypatch, capsys)["results"]
+    assert (result["clips"], result["frames"]) == (1, [4, 2])
+    assert 0 < result["cosines"][0] <= 1.001
 
 
 def test_a_prediction_stands_beside_the_run(

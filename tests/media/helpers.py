@@ -1,12 +1,16 @@
 """Short ways to call the media layer in this process, for tests of its parts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from itertools import zip_longest
 from pathlib import Path
 
+import av
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import DecodeConfig, ImagesConfig, LimitsConfig
+from pipeline.errors import ErrorCode, MediaError
 from pipeline.media.container import ClipJob, MediaInfo, MediaType
 from pipeline.media.frames import open_frames
 from pipeline.media.grid import grid_of, row_bytes
@@ -47,10 +51,10 @@ def probe(
     *,
     images: ImagesConfig | None = None,
     limits: LimitsConfig | None = None,
-    with_times: bool = False,
+    **wishes: bool,
 ) -> MediaInfo:
     with open_binary(str(path)) as file:
-        return probe_media(file, str(path), images or ImagesConfig(), limits or LimitsConfig(), with_times=with_times)
+        return probe_media(file, str(path), images or ImagesConfig(), limits or LimitsConfig(), **wishes)
 
 
 def make_job(path: Path | str, info: MediaInfo, indices: Sequence[int], height: int = 64, width: int = 96) -> ClipJob:
@@ -86,6 +90,48 @@ def read(
     with open_binary(str(path)) as file:
         clip = open_frames(job, file, decode, images or ImagesConfig(), LimitsConfig(), cache or IndexCache())
         return list(clip.frames)
+
+
+def read_in_a_row(
+    path: Path, clips: Sequence[Sequence[int]], cache: IndexCache | None = None
+) -> list[list[NDArray[np.uint8]] | tuple[ErrorCode, str]]:
+    """Frames of each clip, or its error, each clip being told of the next one, as the decoder process does it."""
+    cache = cache or IndexCache()
+    results: list[list[NDArray[np.uint8]] | tuple[ErrorCode, str]] = []
+    for clip, following in zip_longest(clips, clips[1:], fillvalue=()):
+        job = ClipJob(
+            uri=str(path),
+            media_type=MediaType.VIDEO,
+            frame_indices=tuple(clip),
+            num_source_frames=max(clip) + 1,
+            resized_height=32,
+            resized_width=32,
+            following=tuple(following),
+        )
+        with ExitStack() as stack:
+            file = stack.enter_context(open_binary(str(path)))
+            try:
+                opened = open_frames(job, file, DecodeConfig(video="pyav"), ImagesConfig(), LimitsConfig(), cache)
+                results.append(list(opened.frames))
+            except MediaError as error:
+                results.append((error.code, error.message))
+            if cache.keeps(file):
+                stack.pop_all()
+    cache.drop()
+    return results
+
+
+def damage(path: Path, target: Path, packet_numbers: Iterable[int]) -> Path:
+    """Zero the data of some packets, by their number in decode order."""
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        for number in packet_numbers:
+            start = packets[number].pos
+            assert start is not None
+            data[start : start + packets[number].size] = bytes(packets[number].size)
+    target.write_bytes(data)
+    return target
 
 
 def rows_of(sandbox: Sandbox, job: ClipJob, *, offset: int = 0) -> NDArray[np.uint8]:

@@ -176,6 +176,23 @@ def test_times_are_the_same_number_as_frames_for_hidden_frames(made):
     assert len(info.frame_times_seconds) == info.num_frames == len(decode_plainly(made("hidden_vp9.mp4")))
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("many_gops.mp4", tuple(range(0, 80, 10))),
+        ("b_frames.mp4", (0,)),
+        ("open_gop.mp4", (0,)),
+        ("hevc.mp4", (0, 12)),  # x265 leaves the later groups open
+        ("recovery_points.ts", (0,)),
+        ("h264.mkv", (0, 12, 24, 36)),
+        ("hidden_vp8.webm", (0, 11, 22)),
+    ],
+)
+def test_keyframes_are_the_frames_from_which_decoding_may_begin(made, name, expected):
+    assert probe(made(name), with_keyframes=True).keyframes == expected
+    assert probe(made(name)).keyframes is None
+
+
 @pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp"])
 def test_animation_is_a_video_where_that_is_asked(tmp_path, name):
     path = make_animation(tmp_path / name)

@@ -13,9 +13,10 @@ from pipeline.errors import ErrorCode, MediaError
 from pipeline.media.container import FileFormat, MediaType
 from pipeline.media.image import read_image
 from pipeline.media.location import open_binary
+from pipeline.media.reading import VideoSource
 from pipeline.media.sandbox import Sandbox
 from pipeline.media.video_decord import read_frames_decord
-from pipeline.media.video_pyav import IndexCache, VideoSource, read_frames
+from pipeline.media.video_pyav import IndexCache, read_frames
 from tests.media.helpers import make_job, probe, read, rows_of
 from tests.media.test_references import pointing_to, url_entry
 from tests.media_factory import make_image

@@ -45,7 +45,8 @@ def wait_until(condition):
 
 
 def test_sandbox_probes_and_decodes_what_the_libraries_do_here(made, sandbox):
-    assert sandbox.probe(str(made("h264.mp4")), with_times=True) == probe(made("h264.mp4"), with_times=True)
+    for wishes in ({}, {"with_times": True}, {"with_keyframes": True}):
+        assert sandbox.probe(str(made("h264.mp4")), **wishes) == probe(made("h264.mp4"), **wishes)
     job = make_job(made("h264.mp4"), probe(made("h264.mp4")), [0, 5, 9])
     buffer = SharedBuffer(2 * 24 * 1536)
     report = sandbox.decode(job, buffer, 0)

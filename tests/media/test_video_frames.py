@@ -7,10 +7,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ErrorCode, MediaError
-from pipeline.media import video_pyav
+from pipeline.media import reading
 from pipeline.media.video_pyav import IndexCache
 from tests.media.conftest import VIDEOS
-from tests.media.helpers import SAMPLE_VIDEOS, evenly, probe, read
+from tests.media.helpers import SAMPLE_VIDEOS, damage, evenly, probe, read
 from tests.media_factory import decode_plainly, make_video
 
 # What decord refuses or fails, each for the reason that video_decord.py states.
@@ -102,14 +102,14 @@ def test_any_selection_of_frames_gives_those_frames(made, data):
 
 def count_decoded_packets(monkeypatch):
     fed = []
-    original = video_pyav.decode_packet
+    original = reading.decode_packet
 
     def counting(context, packet):
         if packet is not None:
             fed.append(str(context.skip_frame))
         return original(context, packet)
 
-    monkeypatch.setattr(video_pyav, "decode_packet", counting)
+    monkeypatch.setattr(reading, "decode_packet", counting)
     return fed
 
 
@@ -133,8 +133,8 @@ def test_recovery_point_of_h264_is_not_taken_for_a_start(made, monkeypatch):
 
 def test_clips_of_one_file_read_its_index_once(made, monkeypatch):
     built = []
-    original = video_pyav.read_index
-    monkeypatch.setattr(video_pyav, "read_index", lambda *args: built.append(args) or original(*args))
+    original = reading.read_index
+    monkeypatch.setattr(reading, "read_index", lambda *args: built.append(args) or original(*args))
     cache = IndexCache()
     for start in range(0, 40, 4):
         read(made("h264.mkv"), [start, start + 2], cache=cache)
@@ -171,18 +171,6 @@ def test_hidden_frames_are_in_the_file_but_not_counted(made, name):
     info, num_hidden = probe(made(name)), len(VIDEOS[name]["hidden"])
     assert info.num_frames == num_packets - num_hidden
     assert info.fps == pytest.approx(25 * info.num_frames / num_packets, rel=0.02)
-
-
-def damage(path, target, packet_numbers):
-    """Zero the data of some packets, by their number in decode order."""
-    data = bytearray(path.read_bytes())
-    with av.open(str(path)) as container:
-        packets = [packet for packet in container.demux(video=0) if packet.size]
-        for number in packet_numbers:
-            start = packets[number].pos
-            data[start : start + packets[number].size] = bytes(packets[number].size)
-    target.write_bytes(data)
-    return target
 
 
 def test_missing_frame_is_the_last_one_before_it(tmp_path):

@@ -95,3 +95,21 @@ def test_clip_ids_differ_by_path_content_and_span_and_repeat_for_the_same() -> N
 
     assert clip_id() == clip_id()
     assert len({clip_id(), clip_id(uri="/b"), clip_id(source_id="y"), clip_id(num_frames=100)}) == 4
+
+
+def test_frames_that_are_moved_to_keyframes_are_planned_as_what_they_are() -> None:
+    info = make_video(keyframes=(0, 60, 120, 180, 240))
+    (clip,) = plan_clips(make_item(), "id", info, make_recipe(frames={"precision": "keyframe"}))
+    assert clip.frame_indices == (0, 60, 120, 180, 240)
+    assert clip.timestamps_seconds == (1.2, 6.0, 9.6)
+    assert clip.grid_thw[0] == 3
+    assert (clip.start_seconds, clip.end_seconds) == (0.0, 10.0)
+
+
+def test_a_clip_with_one_keyframe_is_one_temporal_patch_and_one_without_is_exact() -> None:
+    info = make_video(keyframes=(0,))
+    recipe = make_recipe(clips=stride(5.0), frames={"precision": "keyframe"})
+    first, second = plan_clips(make_item(), "id", info, recipe)
+    assert (first.frame_indices, first.grid_thw[0]) == ((0,), 1)
+    _, exact = plan_clips(make_item(), "id", make_video(), make_recipe(clips=stride(5.0)))
+    assert second == exact

@@ -1,9 +1,10 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.plan.clips import plan_clips
 from pipeline.plan.packing import pack
 from pipeline.plan.schema import RequestPlan, packed_request, plan_table, requests_of, unpacked_request
-from tests.plan.factories import make_clip
+from tests.plan.factories import make_clip, make_item, make_recipe, make_video
 
 shapes = st.lists(st.tuples(st.sampled_from([(64, 64), (128, 96)]), st.integers(1, 200)), max_size=20)
 
@@ -44,3 +45,17 @@ def test_a_packed_plan_row_is_the_same_row_again() -> None:
     table = packed_request(request)
     assert (table.num_rows, table.num_columns) == (1, 1)
     assert requests_of(unpacked_request(table)) == [request]
+
+
+def test_clips_of_a_long_file_go_to_requests_as_runs_in_the_order_of_time() -> None:
+    long_video = make_video(num_frames=25 * 600)
+    recipe = make_recipe(clips={"mode": "stride", "seconds": 4.0}, frames={"min_frames": 1})
+    clips = [
+        *plan_clips(make_item("/b"), "b", long_video, recipe),
+        *plan_clips(make_item("/c"), "c", long_video, recipe),
+    ]
+    requests = list(pack([make_clip("/a"), *clips], 20_000))
+    assert len(requests) > 10
+    for source_id in "bc":
+        runs = [[clip.clip_index for clip in request.clips if clip.source_id == source_id] for request in requests]
+        assert [index for run in runs for index in run] == list(range(150))

@@ -140,3 +140,9 @@ def test_a_new_span_of_a_file_keeps_the_error_of_an_earlier_one() -> None:
         assert [failure.code for failure in second.failures] == [ErrorCode.EMPTY_SPAN]
         assert sorted(record.num_clips for record in second.sources) == [0, 1]
     assert plan_of(headers, Listing(items=(early, late), failures=()), both) == both
+
+
+def test_a_probe_result_survives_arrow_with_its_keyframes() -> None:
+    info = make_video(keyframes=(0, 12), frame_times_seconds=(0.0, 0.5))
+    result = ProbeResult(item=make_item(), source_id="b2-a", info=info, error=None)
+    assert results_of(results_table([result])) == [result]
