@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from benchmarks.measure import print_record, print_table
 from benchmarks.plans import plan_clips
@@ -73,26 +74,39 @@ def cpu_seconds(pid: int | None) -> float:
     return time.process_time() + (0.0 if pid is None else time.clock_gettime((~pid << 3) | 2))
 
 
-def measure_cost(clips: Sequence[Clip], config: Config, repeats: int) -> dict[str, list[tuple[float, float]]]:
-    """Wall and CPU seconds of all clips, for each way and repeat; a first round warms both up and is left out."""
+def measure_cost(clips: Sequence[Clip], config: Config, repeats: int) -> dict[str, NDArray[np.float64]]:
+    """For each way (repeats, clips, 2) wall and CPU seconds; a first round warms both up and is left out."""
     cache = IndexCache()
-    found: dict[str, list[tuple[float, float]]] = {way: [] for way in _WAYS}
+    found = {way: np.zeros((repeats + 1, len(clips), 2)) for way in _WAYS}
     with Sandbox(config.decode, config.images, config.limits) as sandbox:
         calls: dict[str, Callable[[Clip], None]] = {
             _WAYS[0]: lambda clip: in_process(clip, config, cache),
             _WAYS[1]: lambda clip: in_sandbox(clip, sandbox),
         }
         for number in range(repeats + 1):
-            totals = {way: np.zeros(2) for way in _WAYS}
             for place, clip in enumerate(clips):
                 for way in _WAYS[:: 1 if (number + place) % 2 else -1]:
                     started = time.perf_counter(), cpu_seconds(sandbox.pid)
                     calls[way](clip)
-                    if number:
-                        totals[way] += (time.perf_counter() - started[0], cpu_seconds(sandbox.pid) - started[1])
-            for way, total in totals.items() if number else ():
-                found[way].append((float(total[0]), float(total[1])))
-    return found
+                    ended = time.perf_counter(), cpu_seconds(sandbox.pid)
+                    found[way][number, place] = np.subtract(ended, started)
+    return {way: seconds[1:] for way, seconds in found.items()}
+
+
+def cost_of(here: NDArray[np.float64], there: NDArray[np.float64]) -> dict[str, Any]:
+    """What (repeats, clips) seconds in this process became in the sandbox.
+
+    `least` compares each clip's least times, which a machine that is now fast and now slow disturbs least.
+    """
+    ratios = there.sum(1) / here.sum(1) - 1
+    return {
+        "in_process": summary(here.sum(1).tolist()),
+        "sandbox": summary(there.sum(1).tolist()),
+        "cost": summary(ratios.tolist()),
+        "least_in_process": float(here.min(0).sum()),
+        "least_sandbox": float(there.min(0).sum()),
+        "least_cost": float(there.min(0).sum() / here.min(0).sum() - 1),
+    }
 
 
 @contextmanager
@@ -176,22 +190,22 @@ def main() -> None:
     config = Config.from_values({"sizes": {"max_tokens_per_frame": arguments.max_tokens}})
     clips = plan_clips(arguments.media, config)
     cost = measure_cost(clips, config, arguments.repeats)
-    results: list[dict[str, Any]] = []
-    for place, clock in enumerate(("wall", "cpu")):
-        here, there = ([values[place] for values in cost[way]] for way in _WAYS)
-        ratios = [after / before - 1 for before, after in zip(here, there, strict=True)]
-        results.append(
-            {"clock": clock, "in_process": summary(here), "sandbox": summary(there), "cost": summary(ratios)}
-        )
+    results = [
+        {"clock": clock, **cost_of(*(cost[way][:, :, place] for way in _WAYS))}
+        for place, clock in enumerate(("wall", "cpu"))
+    ]
     restarts = list(measure_restarts(min(clips, key=num_bytes), config, arguments.restarts, arguments.busy))
     print_table(
-        ["clock", "in this process", "sandbox", "cost (lowest to highest of the rounds)"],
+        ["clock", "in this process", "sandbox", "cost (lowest to highest of the rounds)", "least", "least", "cost"],
         [
             [
                 result["clock"],
                 f"{result['in_process']['median']:.3f} s",
                 f"{result['sandbox']['median']:.3f} s",
                 "{median:+.1%} ({lowest:+.1%} to {highest:+.1%})".format(**result["cost"]),
+                f"{result['least_in_process']:.3f} s",
+                f"{result['least_sandbox']:.3f} s",
+                f"{result['least_cost']:+.1%}",
             ]
             for result in results
         ],
