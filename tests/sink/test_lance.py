@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
@@ -427,6 +428,15 @@ def test_killed_at_any_moment_a_reader_sees_the_rows_of_one_version_and_the_next
     assert len(data_files(folder)) <= 2 * len(read_books(folder))
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Python's own handler, whoever has set another in this process."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_does_not_wait_until_everything_is_copied(tmp_path: Path) -> None:
     num_requests = 60
     reads = 0
