@@ -134,7 +134,7 @@ def read_frames(
     kept = cache.take(source)
     with ExitStack() as stack:  # closes the kept reading if there will be no use for it
         stack.callback(_close, kept)
-        index, opened = cache.look_up(source, wanted[0], wanted[-1], max(following, default=wanted[-1]))
+        index, opened = cache.look_up(source, wanted[0], wanted[-1], max((wanted[-1], *following)))
         can_skip = index.is_ordered and wanted[-1] < index.num_frames
         if not can_skip or kept is not None or not (opened is None or opened.can_begin):
             _close(opened)

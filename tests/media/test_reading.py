@@ -69,6 +69,12 @@ def test_clips_of_sample_videos_in_a_row_are_those_of_each_alone(sample_media, n
     assert_same(read_in_a_row(path, clips), [read_alone(path, clip) for clip in clips])
 
 
+@pytest.mark.parametrize("clips", [[[65], [0]], [[65], [0], [65]], [[70, 71], [2, 40], [3, 60]]])
+def test_clips_that_lie_before_the_last_one_are_those_of_each_alone(made, clips):
+    expected = decode_plainly(made("many_gops.mp4"))
+    assert_same(read_in_a_row(made("many_gops.mp4"), clips), [[expected[index] for index in clip] for clip in clips])
+
+
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_clips_of_one_file_one_after_the_other_are_those_of_each_alone(made, data):
