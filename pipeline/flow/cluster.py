@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,6 +84,9 @@ class RayRunner:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._started_here:
+            # A pipeline that was interrupted lives on in the error's frames. It goes while Ray is still there, or it
+            # would ask a Ray that is gone what it has, and that starts another one.
+            traceback.clear_frames(trace)
             ray.shutdown()
 
     def probe(self, items: Sequence[SourceItem], config: Config) -> Generator[ProbeResult]:
