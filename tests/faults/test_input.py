@@ -1,8 +1,8 @@
 """What strangers and full disks do to a run from end to end; the parts have their own tests."""
 
 import os
-import struct
 import re
+import struct
 import subprocess
 import unicodedata
 import zlib
