@@ -22,14 +22,18 @@ if TYPE_CHECKING:
     from lance import LanceDataset
 
 
-class TableCheck:
-    """Checks the compacted table; `num_rows` is None where there is none."""
+class _CopyCheck:
+    """What the checks of both copies know; `num_rows` is None where there is no copy."""
 
     def __init__(self, folder: OutputFolder, findings: Findings) -> None:
         self._folder = folder
         self._findings = findings
         self.num_rows: int | None = None
         self.num_newer_requests = 0
+
+
+class TableCheck(_CopyCheck):
+    """Checks the compacted table."""
 
     def read(self, request_ids: Sequence[str]) -> None:
         """Check the table of an output that holds these fragments."""
@@ -52,17 +56,11 @@ class TableCheck:
             self._findings.add(f"table {manifest.generation}: a request is in it twice")
 
 
-class LanceCheck:
-    """Checks the current version of the Lance dataset; `num_rows` is None where there is none.
+class LanceCheck(_CopyCheck):
+    """Checks the current version of the Lance dataset.
 
     What cannot be read for want of pylance is not proven, and so a finding.
     """
-
-    def __init__(self, folder: OutputFolder, findings: Findings) -> None:
-        self._folder = folder
-        self._findings = findings
-        self.num_rows: int | None = None
-        self.num_newer_requests = 0
 
     def read(self, request_ids: Sequence[str]) -> None:
         """Check the dataset of an output that holds these fragments."""

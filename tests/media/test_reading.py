@@ -143,18 +143,22 @@ def test_container_is_opened_once_for_a_run_of_clips(made, monkeypatch):
     assert len(opened) == 1
 
 
+def announcing(path, frame_indices, num_source_frames, following):
+    return ClipJob(
+        uri=str(path),
+        media_type=MediaType.VIDEO,
+        frame_indices=frame_indices,
+        num_source_frames=num_source_frames,
+        resized_height=32,
+        resized_width=32,
+        following=following,
+    )
+
+
 def test_reading_that_the_decoder_complained_of_is_not_gone_on_with(made, tmp_path):
     damaged = damage(made("b_frames.mp4"), tmp_path / "damaged.mp4", [8])
     cache = IndexCache()
-    job = ClipJob(
-        uri=str(damaged),
-        media_type=MediaType.VIDEO,
-        frame_indices=(0, 20),
-        num_source_frames=60,
-        resized_height=32,
-        resized_width=32,
-        following=(21, 30),
-    )
+    job = announcing(damaged, (0, 20), 60, (21, 30))
     with damaged.open("rb") as file:
         list(open_frames(job, file, DecodeConfig(), ImagesConfig(), LimitsConfig(), cache).frames)
         assert not cache.keeps(file)
@@ -162,15 +166,7 @@ def test_reading_that_the_decoder_complained_of_is_not_gone_on_with(made, tmp_pa
 
 def first_of_two(path, cache):
     """Read a clip that announces another; its file, which is left open."""
-    job = ClipJob(
-        uri=str(path),
-        media_type=MediaType.VIDEO,
-        frame_indices=(0, 5),
-        num_source_frames=24,
-        resized_height=32,
-        resized_width=32,
-        following=(6, 10),
-    )
+    job = announcing(path, (0, 5), 24, (6, 10))
     file = path.open("rb")
     list(open_frames(job, file, DecodeConfig(), ImagesConfig(), LimitsConfig(), cache).frames)
     assert cache.keeps(file)
