@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.media.container import MediaType
 from pipeline.plan.clips import plan_clips
 from pipeline.plan.packing import pack
 from pipeline.plan.schema import RequestPlan, packed_request, plan_table, requests_of, unpacked_request
@@ -38,6 +41,13 @@ def test_clips_of_one_file_stay_together_in_order() -> None:
     clips = [make_clip("/a.mp4", num_frames=50 + place) for place in range(5)]
     (request,) = pack(clips, 1_000_000)
     assert list(request.clips) == clips
+
+
+def test_videos_of_another_codec_do_not_join_a_request_and_images_do() -> None:
+    videos = [make_clip(f"/{place}", codec=codec) for place, codec in enumerate(["h264", "vp9", "h264"])]
+    assert [[clip.codec for clip in request.clips] for request in pack(videos, 1_000_000)] == [["h264"] * 2, ["vp9"]]
+    images = [replace(clip, media_type=MediaType.IMAGE) for clip in videos]
+    assert [len(request.clips) for request in pack(images, 1_000_000)] == [3]
 
 
 def test_a_packed_plan_row_is_the_same_row_again() -> None:
