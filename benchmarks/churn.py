@@ -11,6 +11,7 @@ import argparse
 import os
 import random
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -114,6 +115,7 @@ def main() -> None:
                     "seconds_with_ray": time.perf_counter() - started,
                 }
             )
+            print(f"{way}: {summary.elapsed_seconds:.1f} s, {num_killed} killed", file=sys.stderr, flush=True)
         same = fragments(Path(folder, "killed")) == fragments(Path(folder, "undisturbed"))
     for result in results:
         result["slower"] = result["seconds"] / results[0]["seconds"] - 1

@@ -6,11 +6,13 @@ frame attends to, so that few recordings serve all lengths. A request is padded 
 of its shape yet, and so has the same bits from its first time on: cuBLAS may choose by the number of rows.
 
 Bounded: recordings are made for shapes that came before, `max_graphs` at most, least recently used out first; they
-share one memory pool, because they run one after the other on one stream, and one input buffer.
+share one memory pool, because they run one after the other on one stream, and one input buffer. Where the device has no
+memory for another recording, the ones there are go, and none is made again: without them the same pass needs less.
 
 Shapes: P = patches, F = temporal patches, O = out_hidden.
 """
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_LOG = logging.getLogger(__name__)
 _STEPS = 4  # buckets between a power of two and the next
 
 
@@ -103,7 +106,9 @@ class FrameGraphs:
         if shape not in self._known:
             self._remember(shape, None)
             return self._run(padded, shape)
-        recording = self._known[shape] or self._record(padded, shape)
+        recording = self._known[shape] or self._record_if_it_fits(padded, shape)
+        if recording is None:
+            return self._run(padded, shape)
         self._known.move_to_end(shape)
         recording.graph.replay()
         return recording.means.clone()
@@ -118,20 +123,33 @@ class FrameGraphs:
         padded[: patch_rows.shape[0]].copy_(patch_rows)
         return padded
 
+    def _record_if_it_fits(self, padded: Tensor, shape: FrameShape) -> _Recording | None:
+        try:
+            return self._record(padded, shape)
+        except torch.OutOfMemoryError:
+            _LOG.warning("no_memory_for_a_graph patches=%d graphs=%d", shape.num_patches, self.num_graphs)
+            self._max_graphs = 0
+            self._known.clear()
+            return None
+
     def _record(self, padded: Tensor, shape: FrameShape) -> _Recording:
+        if not self.num_graphs:
+            self._pool = torch.cuda.graph_pool_handle()  # torch refuses one whose last graph is gone (2.11)
         current = torch.cuda.current_stream(padded.device)
         self._stream.wait_stream(current)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(self._stream):
-            # Once beforehand: what is allocated or compiled on first use must not be part of the recording.
-            self._run(padded, shape)
-            tables = self._hold(shape.height, shape.width)
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                means = self._run(padded, shape)
-            finally:
-                graph.capture_end()
-        current.wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                # Once beforehand: what is allocated or compiled on first use must not be part of the recording.
+                self._run(padded, shape)
+                tables = self._hold(shape.height, shape.width)
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+                try:
+                    means = self._run(padded, shape)
+                finally:
+                    graph.capture_end()
+        finally:
+            current.wait_stream(self._stream)  # also after a failure: tables made above stay in use
         recording = _Recording(graph=graph, means=means, tables=tables)
         self._remember(shape, recording)
         return recording

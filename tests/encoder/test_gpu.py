@@ -116,6 +116,27 @@ def test_encoding_never_waits_for_the_device_even_for_a_new_grid(level, row_byte
         encoder.encode(rows, MIXED_GRIDS, output)
 
 
+def test_without_memory_for_a_recording_the_pass_is_done_without_and_none_is_kept(monkeypatch, caplog):
+    encoder, output = make_cuda_encoder(torch.bfloat16), make_output("clip")
+    small, large = ([(3, 4, 6)], [(3, 8, 8)])
+    vectors = {}
+    for grids in (small, small, large):
+        vectors[len(vectors)] = encoder.encode(make_rows(grids).to(CUDA), grids, output).vectors
+    run = encoder._graphs._run
+
+    def run_short_of_memory(patch_rows, shape):
+        result = run(patch_rows, shape)
+        if torch.cuda.is_current_stream_capturing():
+            raise torch.OutOfMemoryError("as CUDA would")
+        return result
+
+    monkeypatch.setattr(encoder._graphs, "_run", run_short_of_memory)
+    for grids, expected in ((large, vectors[2]), (small, vectors[1]), (large, vectors[2])):
+        assert torch.equal(encoder.encode(make_rows(grids).to(CUDA), grids, output).vectors, expected)
+    assert encoder._graphs.num_graphs == 0
+    assert caplog.text.count("no_memory_for_a_graph") == 1
+
+
 @pytest.mark.filterwarnings("ignore:.*Profiler clears events:UserWarning")
 @pytest.mark.parametrize("level", LEVELS)
 def test_encoding_copies_nothing_from_the_host_even_for_a_new_grid(level):
@@ -256,9 +277,10 @@ def test_graphs_are_bounded_and_the_least_recent_goes():
     encoder = Encoder(make_checkpoint(), device=CUDA, dtype=torch.bfloat16, max_graphs=2)
     output = make_output("clip")
     expected = {}
-    for width in (4, 6, 8, 10, 4, 6, 8, 10, 4) * 2:
+    often = [(width, 3) for width in (4, 6, 8, 10, 4, 6, 8, 10, 4)]
+    for width, times in [*often, *often, (6, 1), (8, 1), (8, 2), (6, 2)]:  # at the end no recording is left for a while
         rows = make_rows([(3, 4, width)]).to(CUDA)
-        for _ in range(3):
+        for _ in range(times):
             vectors = encoder.encode(rows, [(3, 4, width)], output).vectors
             assert torch.equal(vectors, expected.setdefault(width, vectors))
         assert encoder._graphs.num_graphs <= 2
@@ -299,10 +321,11 @@ def test_out_of_device_memory_halves_the_chunk_and_loses_nothing(level):
     encoder = Encoder(make_checkpoint(spec), device=CUDA, dtype=torch.bfloat16, max_patches=40_000)
     grids, output = [(32, 28, 28)], make_output(level, normalize=True)
     rows = make_rows(grids).to(CUDA)
+    encoder.encode(rows[: 28 * 28], [(1, 28, 28)], output)  # what stays is not to lie within what goes
     whole = encoder.encode(rows, grids, output).vectors
-    gc.collect()  # earlier encoders and their graphs, whose memory would serve this one beyond its limit
+    gc.collect()  # earlier encoders too: their memory would serve this one beyond its limit
     torch.cuda.empty_cache()
-    allowed = torch.cuda.memory_allocated() + peak_bytes(spec, num_patches(grids), torch.bfloat16) // 2
+    allowed = torch.cuda.memory_reserved() + int(0.6 * peak_bytes(spec, num_patches(grids), torch.bfloat16))
     torch.cuda.set_per_process_memory_fraction(allowed / torch.cuda.mem_get_info()[1])
     try:
         halved = encoder.encode(rows, grids, output).vectors
