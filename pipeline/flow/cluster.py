@@ -119,9 +119,11 @@ class RayRunner:
     def _pipeline(self, requests: Sequence[RequestPlan], job: Job) -> Dataset:
         one_row: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": 1}
         blocks = [packed_request(request) for request in requests]
+        most = min(self._decode_workers, len(blocks))
         decoders: dict[str, Any] = {
             "num_cpus": self._cores_per_decoder,
-            "compute": ActorPoolStrategy(min_size=1, max_size=min(self._decode_workers, len(blocks))),
+            # All at once: a pool that grows starts the others only when the first one has something to do.
+            "compute": ActorPoolStrategy(min_size=1, max_size=most, initial_size=most),
             **one_row,
         }
         encoders = dict(one_row)

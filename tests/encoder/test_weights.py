@@ -107,7 +107,8 @@ def load(folder: Path):
 def assert_same_outputs(folder: Path, visual: torch.nn.Module) -> None:
     pixels = make_pixels(MIXED_GRIDS)
     ours = load(folder)(pixels, MIXED_GRIDS, with_deepstack=True)
-    theirs = visual(pixels, grid_thw=torch.tensor(MIXED_GRIDS))
+    for _ in range(2):  # their first pass in a process is off by 2e-5 at times (2 in 150, on a CPU); ours is not
+        theirs = visual(pixels, grid_thw=torch.tensor(MIXED_GRIDS))
     expected = [theirs.pooler_output, *getattr(theirs, "deepstack_features", [])]
     assert max(map(relative_error, [ours.tokens, *ours.deepstack], expected)) <= 1e-5
 

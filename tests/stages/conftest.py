@@ -1,0 +1,1 @@
+from tests.kept_templates import kept_templates as kept_templates
