@@ -114,7 +114,7 @@ class DecodeConfig(Section):
         "HEVC videos that they can decode to the same bytes, as many as they have time for; decoder `nvdec`.",
     )
     gpu_decoders: int = Field(
-        default=12,
+        default=8,
         gt=0,
         le=64,
         description="With `gpu`: clips decoded at once on a GPU, and requests handed to it ahead of time.",
