@@ -15,7 +15,7 @@ demo: $(STAMP)  ## Embed real sample videos and images with a tiny random model,
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP)  ## All tests, those of a Ray one after the other in a process of their own; gpu tests skip without a CUDA device.
-	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile -m "not ray and not soak"
+	$(BIN)/python -m pytest -q --numprocesses 3 --dist loadfile --no-loadscope-reorder -m "not ray and not soak"
 	$(BIN)/python -m pytest -q -m "ray and not soak"
 
 soak: $(STAMP)  ## Faults at scale (1 took 33 minutes on two cores busy otherwise); writes docs/soak.md.
