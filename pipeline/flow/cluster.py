@@ -122,8 +122,8 @@ class RayRunner:
         most = min(self._decode_workers, len(blocks))
         decoders: dict[str, Any] = {
             "num_cpus": self._cores_per_decoder,
-            # All at once: a pool that grows starts the others only when the first one has something to do.
-            "compute": ActorPoolStrategy(min_size=1, max_size=most, initial_size=most),
+            # As many as there is room for at once: a growing pool starts the others when the first one is at work.
+            "compute": ActorPoolStrategy(min_size=1, max_size=most, initial_size=min(most, self._fitting_decoders)),
             **one_row,
         }
         encoders = dict(one_row)
@@ -205,9 +205,18 @@ class RayRunner:
         """
         if self._config.ray.decode_cores is not None:
             return self._config.ray.decode_cores
-        left = self._cores - _WRITER_CORES - (0 if self._on_gpu else _CPU_ENCODER_CORES * self._encode_workers)
-        share = min(1.0, left / self._decode_workers)
+        share = min(1.0, self._cores_for_decoders / self._decode_workers)
         return max(0.01, share / 2 if self._num_nodes > 1 else share)
+
+    @property
+    def _cores_for_decoders(self) -> float:
+        """What the writer and encoders without a GPU leave of the cores."""
+        return self._cores - _WRITER_CORES - (0 if self._on_gpu else _CPU_ENCODER_CORES * self._encode_workers)
+
+    @property
+    def _fitting_decoders(self) -> int:
+        """Decode workers that have room now and leave it to the later stages; the others come when nodes do."""
+        return max(1, int(self._cores_for_decoders / self._cores_per_decoder + 1e-6))
 
     def _connect(self) -> None:
         settings: RayConfig = self._config.ray

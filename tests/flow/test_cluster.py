@@ -50,8 +50,12 @@ def test_a_second_run_through_ray_does_nothing_new(corpus: Path, done: Path) -> 
     assert fragments_of(done) == before
 
 
-def test_the_number_of_workers_does_not_change_a_row(corpus: Path, done: Path, tmp_path: Path) -> None:
-    config = CONFIG.model_copy(update={"ray": CONFIG.ray.model_copy(update={"decode_workers": 3})})
+@pytest.mark.parametrize("decode_cores", [None, 1.0], ids=["room-for-all", "room-for-one"])
+def test_the_number_of_workers_does_not_change_a_row(
+    corpus: Path, done: Path, tmp_path: Path, decode_cores: float | None
+) -> None:
+    workers = CONFIG.ray.model_copy(update={"decode_workers": 3, "decode_cores": decode_cores})
+    config = CONFIG.model_copy(update={"ray": workers})
     embed(corpus, tmp_path / "OUT", config=config, runner="ray")
     assert embeddings_of(done).equals(embeddings_of(tmp_path / "OUT"))
 
