@@ -99,8 +99,7 @@ class RayRunner:
             fn_constructor_args=(config, self._attempts_uri),
             batch_format="pyarrow",
             batch_size=None,
-            num_cpus=self._cores_per_decoder,
-            compute=ActorPoolStrategy(min_size=1, max_size=min(self._decode_workers, len(blocks))),
+            **self._decoder_pool(len(blocks)),
         )
         for table in _tables(dataset):
             yield from results_of(table)
@@ -119,13 +118,7 @@ class RayRunner:
     def _pipeline(self, requests: Sequence[RequestPlan], job: Job) -> Dataset:
         one_row: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": 1}
         blocks = [packed_request(request) for request in requests]
-        most = min(self._decode_workers, len(blocks))
-        decoders: dict[str, Any] = {
-            "num_cpus": self._cores_per_decoder,
-            # As many as there is room for at once: a growing pool starts the others when the first one is at work.
-            "compute": ActorPoolStrategy(min_size=1, max_size=most, initial_size=min(most, self._fitting_decoders)),
-            **one_row,
-        }
+        decoders = self._decoder_pool(len(blocks)) | one_row
         encoders = dict(one_row)
         dataset = self._dataset(blocks)
         if job.makes is Kind.REQUESTS:
@@ -147,6 +140,15 @@ class RayRunner:
             compute=ActorPoolStrategy(size=1),
             **one_row,
         )
+
+    def _decoder_pool(self, num_blocks: int) -> dict[str, Any]:
+        """As many as there is room for at once: a pool that grows starts the others when its first one is at work."""
+        most = min(self._decode_workers, num_blocks)
+        initial = min(most, self._fitting_decoders)
+        return {
+            "num_cpus": self._cores_per_decoder,
+            "compute": ActorPoolStrategy(min_size=1, max_size=most, initial_size=initial),
+        }
 
     def _dataset(self, blocks: list[pa.Table]) -> Dataset:
         context = DataContext.get_current()
