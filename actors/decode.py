@@ -1,20 +1,31 @@
 """CPU actors that probe, decode, and store what they decoded."""
 
+from dataclasses import dataclass
+
 import pyarrow as pa
 
 from actors.share import ShareDesk
 from pipeline.config import Config
+from pipeline.media.shared_template import SharedTemplate
 from pipeline.plan.schema import unpacked_request
 from pipeline.stages.decode import Decode, Probe
 from pipeline.stages.prepared import Store
 from pipeline.stages.write import WriteTarget
 
 
+@dataclass(frozen=True, slots=True)
+class Decoders:
+    """Where the deaths of a run's decoder processes are written down, and what they are forked from."""
+
+    attempts_uri: str | None = None
+    template: SharedTemplate | None = None
+
+
 class ProbeActor:
     """Reads the headers of a block of sources."""
 
-    def __init__(self, config: Config, attempts_uri: str | None = None) -> None:
-        self._stage = Probe(config, attempts_uri=attempts_uri)
+    def __init__(self, config: Config, decoders: Decoders) -> None:
+        self._stage = Probe(config, attempts_uri=decoders.attempts_uri, template=decoders.template)
 
     def __call__(self, items: pa.Table) -> pa.Table:
         """Rows of ITEM_SCHEMA to rows of PROBE_SCHEMA."""
@@ -24,9 +35,9 @@ class ProbeActor:
 class DecodeActor:
     """Turns one plan row into one request, decoded or deferred to a GPU; its decoder process dies with it."""
 
-    def __init__(self, config: Config, attempts_uri: str | None = None, share: ShareDesk | None = None) -> None:
+    def __init__(self, config: Config, decoders: Decoders, share: ShareDesk | None = None) -> None:
         claim = None if share is None else share.claim
-        self._stage = Decode(config, attempts_uri=attempts_uri, claim=claim)
+        self._stage = Decode(config, attempts_uri=decoders.attempts_uri, template=decoders.template, claim=claim)
 
     def __call__(self, plan: pa.Table) -> pa.Table:
         """One packed row of PLAN_SCHEMA to one row of REQUEST_SCHEMA."""
@@ -36,8 +47,8 @@ class DecodeActor:
 class PrepareActor:
     """Turns one plan row into one stored request, which never passes through Ray's object store."""
 
-    def __init__(self, config: Config, target: WriteTarget, attempts_uri: str | None = None) -> None:
-        self._decode = Decode(config, attempts_uri=attempts_uri)
+    def __init__(self, config: Config, target: WriteTarget, decoders: Decoders) -> None:
+        self._decode = Decode(config, attempts_uri=decoders.attempts_uri, template=decoders.template)
         self._store = Store(target)
 
     def __call__(self, plan: pa.Table) -> pa.Table:

@@ -33,6 +33,10 @@ class GpuLoad:
         """Count from now on: what came before was warm-up."""
         self._samples.clear()
 
+    def stop(self) -> None:
+        """Count no further: what follows is not the steady state."""
+        self._end.set()
+
     @property
     def idle_share(self) -> float | None:
         """The mean share of time with no kernel running, or None where it was not counted."""

@@ -5,8 +5,9 @@
 Producers hand out ready requests as decode actors would, and the encode actor takes them from the object store with the
 placement of a run. Beside it the same stage called in a loop, in this process, without Ray. Seconds a request are
 taken between results, the first `--warmup` left out. `in calls` is the time in encode calls over the time between
-results, and two calls overlap on a GPU; `idle` is the share of the time with no kernel running, by the driver's count.
-On a machine of several GPUs each has an encode actor, and `of the stage alone` is out of their number.
+results, and two calls overlap on a GPU; `idle` is the share of the time with no kernel running, by the driver's count,
+until all but the last ten are back: the device has nothing more to do while the very last are on their way. On a
+machine of several GPUs each has an encode actor, and `of the stage alone` is out of their number.
 """
 
 import argparse
@@ -25,6 +26,8 @@ from pipeline.config import Config, load_config
 from pipeline.encoder.counts import Grid
 from pipeline.flow.cluster import RayRunner
 from pipeline.stages.encode import Encode, encode_device
+
+_LAST = 10  # requests that are done on the device before their results are seen, and some
 
 
 class Producer:
@@ -78,6 +81,8 @@ def through_ray(config: Config, model: str, grid: Grid, num_requests: int, warmu
                 ways |= set(table["transfer"].to_pylist())
                 if len(arrivals) <= warmup:
                     load.forget()
+                elif len(arrivals) >= num_requests - _LAST:
+                    load.stop()
     assert len(arrivals) == num_requests, "requests were lost or came twice"
     elapsed = arrivals[-1] - arrivals[warmup - 1]
     return {

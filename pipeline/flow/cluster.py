@@ -5,6 +5,8 @@ block size is set below any real request, so that Ray never merges or splits row
 then a view of the object store's mapping. Measured with Ray 2.60; the settings and their reasons:
 
 - `target_max_block_size` 1 MiB: with the default 128 MiB, sixteen requests arrived in three calls.
+- the stages may fill 0.8 of the store (half by default), and a tenth of that is kept for each stage's own outputs (half
+  by default, a third of it each): of 15 decode workers 6 to 9 were at work for want of room that nothing else wanted.
 - eight requests in flight per encode actor: the executor polls every 100 ms, and two starve a fast GPU.
 - `max_errored_blocks` stays 0: it would drop rows. Bad media are rows already; anything else must stop the run.
 - `actor_init_retry_on_errors`: else a failing restart of an actor is fatal.
@@ -14,6 +16,7 @@ then a view of the object store's mapping. Measured with Ray 2.60; the settings 
 import logging
 import os
 import signal
+import subprocess
 import threading
 import traceback
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -28,7 +31,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, Dataset
 from ray.data.context import DataContext
 
-from actors.decode import DecodeActor, PrepareActor, ProbeActor
+from actors.decode import DecodeActor, Decoders, PrepareActor, ProbeActor
 from actors.encode import EncodeActor, EncodePreparedActor
 from actors.share import ShareDesk
 from actors.write import WriteActor
@@ -37,6 +40,7 @@ from pipeline.device.store_mapping import suggested_store_bytes
 from pipeline.errors import PatchwireError, RunError, UsageError
 from pipeline.flow.address import require_answer
 from pipeline.flow.runner import Capacity, Job
+from pipeline.media.shared_template import SharedTemplate
 from pipeline.plan.probe import ProbeResult, items_table, results_of
 from pipeline.plan.schema import RequestPlan, packed_request
 from pipeline.sink.output import Kind
@@ -44,6 +48,8 @@ from pipeline.sink.receipt import Receipt, receipts_of
 from pipeline.sources.listing import SourceItem
 
 _BLOCK_BYTES = 1 << 20
+_STORE_SHARE = 0.8
+_RESERVED_SHARE = 0.1
 _SOURCES_PER_BLOCK = 32
 _CPU_ENCODER_CORES = 0.5
 _WRITER_CORES = 0.05
@@ -63,6 +69,9 @@ class RayRunner:
 
     def __init__(self, config: Config, address: str | None = None, attempts_uri: str | None = None) -> None:
         self._config = config
+        self._template = SharedTemplate()
+        self._template_process: subprocess.Popen[bytes] | None = None
+        self._decoders = Decoders(attempts_uri=attempts_uri, template=self._template)
         self._attempts_uri = attempts_uri
         self._address = address
         self._started_here = False
@@ -88,6 +97,10 @@ class RayRunner:
             # would ask a Ray that is gone what it has, and that starts another one.
             traceback.clear_frames(trace)
             ray.shutdown()
+        self._template.end()
+        if self._template_process is not None:
+            self._template_process.kill()
+            self._template_process.wait()
 
     def probe(self, items: Sequence[SourceItem], config: Config) -> Generator[ProbeResult]:
         """Read headers in parallel, a block of sources a task."""
@@ -96,7 +109,7 @@ class RayRunner:
         ]
         dataset = self._dataset(blocks).map_batches(
             ProbeActor,
-            fn_constructor_args=(config, self._attempts_uri),
+            fn_constructor_args=(config, self._decoders),
             batch_format="pyarrow",
             batch_size=None,
             **self._decoder_pool(len(blocks)),
@@ -118,16 +131,19 @@ class RayRunner:
     def _pipeline(self, requests: Sequence[RequestPlan], job: Job) -> Dataset:
         one_row: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": 1}
         blocks = [packed_request(request) for request in requests]
-        decoders = self._decoder_pool(len(blocks)) | one_row
         encoders = dict(one_row)
         dataset = self._dataset(blocks)
         if job.makes is Kind.REQUESTS:
-            prepare = (job.config, job.target, self._attempts_uri)
-            return dataset.map_batches(PrepareActor, fn_constructor_args=prepare, **decoders)
+            prepare = (job.config, job.target, self._decoders)
+            return dataset.map_batches(
+                PrepareActor, fn_constructor_args=prepare, **one_row, **self._decoder_pool(len(blocks))
+            )
         if job.prepared_uri is None:
             share = ShareDesk.start() if self._shares_decoding else None
-            decode = (job.config, self._attempts_uri, share)
-            decoded = dataset.map_batches(DecodeActor, fn_constructor_args=decode, **decoders)
+            decode = (job.config, self._decoders, share)
+            decoded = dataset.map_batches(
+                DecodeActor, fn_constructor_args=decode, **one_row, **self._decoder_pool(len(blocks))
+            )
             encoders["fn_constructor_args"] = (job.config, job.model, self._attempts_uri, share)
             encoded = decoded.map_batches(EncodeActor, **encoders, **self._encode_placement())
         else:
@@ -143,6 +159,9 @@ class RayRunner:
 
     def _decoder_pool(self, num_blocks: int) -> dict[str, Any]:
         """As many as there is room for at once: a pool that grows starts the others when its first one is at work."""
+        if self._template_process is None and self._num_nodes == 1:
+            # This machine's, so it ends with this process; on a cluster the first worker of each machine starts one.
+            self._template_process = self._template.start(as_child=True)
         most = min(self._decode_workers, num_blocks)
         initial = min(most, self._fitting_decoders)
         return {
@@ -153,6 +172,8 @@ class RayRunner:
     def _dataset(self, blocks: list[pa.Table]) -> Dataset:
         context = DataContext.get_current()
         context.target_max_block_size = _BLOCK_BYTES
+        context.override_object_store_memory_limit_fraction = _STORE_SHARE
+        context.op_resource_reservation_ratio = _RESERVED_SHARE
         context.actor_init_retry_on_errors = True
         context.raise_original_map_exception = True
         context.enable_progress_bars = False
@@ -188,7 +209,9 @@ class RayRunner:
         """With a GPU, a store small enough to be registered with CUDA; else Ray's own choice."""
         if self._config.encode.device == "cpu":
             return None
-        return suggested_store_bytes(self._config.request.max_patches * _VIDEO_ROW_BYTES)
+        settings = self._config.ray
+        num_workers = settings.decode_workers or max(1, (settings.num_cpus or os.cpu_count() or 1) - 1)
+        return suggested_store_bytes(self._config.request.max_patches * _VIDEO_ROW_BYTES, num_workers)
 
     @property
     def _encode_workers(self) -> int:

@@ -2,49 +2,44 @@
 
 Behind it stands a template (template.py), a fresh interpreter and not a fork of this process: it survives being
 started from a process full of threads, such as a Ray worker, and runs no `__main__` again. Decoders are forks of the
-template. Should the template itself be killed, its decoder dies with it and the next start makes another.
+template. Should the template itself be killed, its decoder dies with it and the next start makes another. Where many
+workers decode on one machine the template is a fork, too, of one that they share (shared_template.py).
 """
 
-import ctypes
 import os
 import select
 import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
+from contextlib import suppress
 from tempfile import TemporaryFile
 from typing import IO, Any
 
-import pipeline.media
 from pipeline.errors import RunError
+from pipeline.media.child import ENVIRONMENT, import_path, last_words
 from pipeline.media.protocol import receive_message, send_message
+from pipeline.media.shared_template import SharedTemplate
 
 _START_SECONDS = 120.0
 _START_TRIES = 3
 _ANSWER_SECONDS = 20.0
-_LAST_WORDS_BYTES = 2_000
-_PR_SET_PDEATHSIG = 1
-# One thread a decoder, in the libraries that ask the environment: it also keeps the template fit for forking.
-_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-}
 
 
 class DecoderProcess:
     """Owns one template and at most one decoder; not for several threads at a time.
 
-    Linux ends the template with the thread that started it, and so the decoder: use a lasting thread.
+    Linux ends the template with the thread that started it, and so the decoder: use a lasting thread. One that was
+    forked from a shared template ends when this process does.
 
     Args:
         settings: plain values of the sections `decode`, `images` and `limits`.
+        shared: what to have the template forked from; where that fails, and by default, one is loaded.
     """
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: dict[str, Any], shared: SharedTemplate | None = None) -> None:
         self._settings = settings
+        self._shared = shared
         self._template: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._channel: socket.socket | None = None
@@ -91,8 +86,8 @@ class DecoderProcess:
         """Start a decoder; a template that is killed meanwhile (for want of memory, say) is replaced."""
         with TemporaryFile() as stderr:
             try:
-                if self._template is None:
-                    self._load_template(stderr)
+                if self._control is None:
+                    self._find_template(stderr, alone=is_last)
                 self._fork()
             except (EOFError, OSError) as error:
                 ended = self._bury_template()
@@ -101,6 +96,13 @@ class DecoderProcess:
             except BaseException:
                 self.close()
                 raise
+
+    def _find_template(self, stderr: IO[bytes], *, alone: bool) -> None:
+        if self._shared is None or alone:
+            self._load_template(stderr)
+        else:
+            self._control = self._shared.connect()
+            self._greet(self._control)
 
     def _load_template(self, stderr: IO[bytes]) -> None:
         ours, theirs = socket.socketpair()
@@ -112,12 +114,15 @@ class DecoderProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
-                env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(import_path())},
+                env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(import_path())},
                 start_new_session=True,  # Ctrl-C is for the run, which then ends its children
             )
-        ours.settimeout(_START_SECONDS)
-        send_message(ours, self._settings)
-        receive_message(ours)
+        self._greet(ours)
+
+    def _greet(self, control: socket.socket) -> None:
+        control.settimeout(_START_SECONDS)
+        send_message(control, self._settings)
+        receive_message(control)
 
     def _fork(self) -> None:
         ours, theirs = socket.socketpair()
@@ -138,12 +143,11 @@ class DecoderProcess:
         return receive_message(self._control)[0]
 
     def _bury_template(self) -> str:
-        """How the template ended."""
-        assert self._template is not None
-        try:
-            status = self._template.wait(timeout=5.0)
-        except subprocess.TimeoutExpired:
-            status = -signal.SIGKILL
+        """How the template ended, if it was a child; one that was forked elsewhere counts as killed."""
+        status = -signal.SIGKILL
+        if self._template is not None:
+            with suppress(subprocess.TimeoutExpired):
+                status = self._template.wait(timeout=5.0)
         if self._channel is not None:
             self._channel.close()
             self._channel = self.pid = None
@@ -156,23 +160,3 @@ def _has_hung_up(channel: socket.socket) -> bool:
     poll = select.poll()
     poll.register(channel, select.POLLIN)
     return any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))
-
-
-def die_with(parent_pid: int) -> None:
-    """Have the kernel end this process with its parent, or end now if that is gone already."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        os._exit(1)
-
-
-def import_path() -> list[str]:
-    """Where the child finds this package, and then everything that this process can import."""
-    package = Path(pipeline.media.__file__ or "").resolve().parents[2]
-    return [str(package), *(entry for entry in sys.path if entry)]
-
-
-def last_words(stderr: IO[bytes]) -> str:
-    """The end of what a child said."""
-    end = stderr.seek(0, os.SEEK_END)
-    stderr.seek(max(0, end - _LAST_WORDS_BYTES))
-    return stderr.read().decode("utf-8", "replace").strip() or "it said nothing"

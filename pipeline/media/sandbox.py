@@ -25,6 +25,7 @@ from pipeline.media.decoder_process import DecoderProcess
 from pipeline.media.grid import grid_of, row_bytes
 from pipeline.media.protocol import receive_message, send_message
 from pipeline.media.shared_buffer import BufferPool, SharedBuffer
+from pipeline.media.shared_template import SharedTemplate
 
 __all__ = ["Sandbox", "SharedBuffer"]
 
@@ -36,17 +37,24 @@ class Sandbox:
 
     The process starts with the first job, serves many, and is replaced after it was killed or died. Linux
     ends it with the thread that started it, so that it cannot outlive this process: use a lasting thread.
-    `attempts` is where deaths are written down; None forgets them.
+    `attempts` is where deaths are written down; None forgets them. `template` is what the workers of a machine share;
+    None loads one of its own.
     """
 
     def __init__(
-        self, decode: DecodeConfig, images: ImagesConfig, limits: LimitsConfig, attempts: Attempts | None = None
+        self,
+        decode: DecodeConfig,
+        images: ImagesConfig,
+        limits: LimitsConfig,
+        attempts: Attempts | None = None,
+        template: SharedTemplate | None = None,
     ) -> None:
         self._decode, self._images, self._limits = decode, images, limits
         self._attempts = attempts
         self._pool = BufferPool()
         sections = {"decode": decode, "images": images, "limits": limits}
-        self._process = DecoderProcess({name: section.model_dump(mode="json") for name, section in sections.items()})
+        settings = {name: section.model_dump(mode="json") for name, section in sections.items()}
+        self._process = DecoderProcess(settings, template)
 
     def __enter__(self) -> Self:
         return self

@@ -9,10 +9,10 @@ is written, so the template costs little beside its decoder. It forks one decode
 ended: only a parent is told that, and only a parent's kill cannot meet a number that was used again.
 
 Each dies with its parent (the decoder with the template, the template with the sandbox), leaves no core dump and
-says nothing on the terminal; the decoder's address space is bounded.
+says nothing on the terminal; the decoder's address space is bounded. A template may itself be a fork of one that a
+machine's workers share (shared_template.py); then it ends when its sandbox hangs up.
 """
 
-import ctypes
 import gc
 import os
 import resource
@@ -27,13 +27,12 @@ import torch
 from PIL import Image
 
 from pipeline.config import DecodeConfig, ImagesConfig, LimitsConfig
-from pipeline.media.decoder_process import die_with
+from pipeline.media.child import die_with, set_name
 from pipeline.media.image import allow_pixels
 from pipeline.media.protocol import receive_message, send_message
 from pipeline.media.worker import Worker
 
-DECODER_NAME = "pw-decoder"  # what `ps` and `top` call it; at most 15 bytes
-_PR_SET_NAME = 15
+DECODER_NAME = "pw-decoder"
 _LAST_BREATH_SECONDS = 5.0
 
 
@@ -72,7 +71,7 @@ class Template:
     def _become_decoder(self, template: int, handle: int) -> NoReturn:
         try:
             die_with(template)
-            ctypes.CDLL(None).prctl(_PR_SET_NAME, DECODER_NAME.encode("ascii"))
+            set_name(DECODER_NAME)
             self._channel.close()
             self._worker.serve(socket.socket(fileno=handle))
         finally:
@@ -100,24 +99,37 @@ def _bound_memory(limits: LimitsConfig) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def main() -> None:
-    """Run as the child of a sandbox."""
-    channel = socket.socket(fileno=int(sys.argv[1]))
-    die_with(int(sys.argv[2]))
-    settings, _ = receive_message(channel)
-    limits = LimitsConfig.model_validate(settings["limits"])
+def load() -> None:
+    """Load what decoders need, and leave it in pages that forks go on sharing: a collection does not write to it."""
     torch.set_num_threads(1)
     Image.init()
+    gc.collect()
+    gc.freeze()
+
+
+def serve(channel: socket.socket) -> None:
+    """Take a sandbox's settings and serve it until it hangs up; or end what this was forked from, if asked to."""
+    settings, _ = receive_message(channel)
+    if settings.get("do") == "end":
+        os.kill(os.getppid(), signal.SIGTERM)
+        return
+    limits = LimitsConfig.model_validate(settings["limits"])
     allow_pixels(limits)
     _bound_memory(limits)
     worker = Worker(
         DecodeConfig.model_validate(settings["decode"]), ImagesConfig.model_validate(settings["images"]), limits
     )
-    gc.collect()
-    gc.freeze()  # what is loaded stays shared: a collection in the decoder does not write to it
     send_message(channel, {"ready": True})
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # until here stderr was kept, to say why a start failed
     Template(channel, worker).serve()
+
+
+def main() -> None:
+    """Run as the child of a sandbox."""
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    die_with(int(sys.argv[2]))
+    load()
+    serve(channel)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pipeline.config import Config
 from pipeline.device.nvdec.eligible import may_decode_on_device
 from pipeline.media.attempts import Attempts
 from pipeline.media.sandbox import Sandbox
+from pipeline.media.shared_template import SharedTemplate
 from pipeline.plan.probe import ProbeResult, items_of, probe_source, results_table
 from pipeline.plan.schema import requests_of
 from pipeline.request.build import build_request
@@ -17,10 +18,10 @@ from pipeline.request.deferred import decoded_request, deferred_request
 from pipeline.sources.items import SourceItem
 
 
-def make_sandbox(config: Config, attempts_uri: str | None) -> Sandbox:
+def make_sandbox(config: Config, attempts_uri: str | None, template: SharedTemplate | None = None) -> Sandbox:
     """A decoder process for a run's settings; deaths are written down below `attempts_uri`, if there is one."""
     attempts = None if attempts_uri is None else Attempts(attempts_uri)
-    return Sandbox(config.decode, config.images, config.limits, attempts)
+    return Sandbox(config.decode, config.images, config.limits, attempts, template)
 
 
 class DecodingStage:
@@ -29,9 +30,15 @@ class DecodingStage:
     A context manager, or closed by hand.
     """
 
-    def __init__(self, config: Config, shared: Sandbox | None = None, attempts_uri: str | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        shared: Sandbox | None = None,
+        attempts_uri: str | None = None,
+        template: SharedTemplate | None = None,
+    ) -> None:
         self._is_shared = shared is not None
-        self._sandbox = shared or make_sandbox(config, attempts_uri)
+        self._sandbox = shared or make_sandbox(config, attempts_uri, template)
 
     def __enter__(self) -> Self:
         return self
@@ -50,8 +57,14 @@ class DecodingStage:
 class Probe(DecodingStage):
     """Reads headers and hashes contents."""
 
-    def __init__(self, config: Config, shared: Sandbox | None = None, attempts_uri: str | None = None) -> None:
-        super().__init__(config, shared, attempts_uri)
+    def __init__(
+        self,
+        config: Config,
+        shared: Sandbox | None = None,
+        attempts_uri: str | None = None,
+        template: SharedTemplate | None = None,
+    ) -> None:
+        super().__init__(config, shared, attempts_uri, template)
         self._with_times = config.frames.sampling == "time"
         self._with_keyframes = config.frames.precision == "keyframe"
 
@@ -70,6 +83,7 @@ class Decode(DecodingStage):
         config: the run's settings.
         shared: a decoder process to use and leave open.
         attempts_uri: where decoders' deaths are written down.
+        template: what the decoder processes of this machine share.
         claim: given a request that the GPU may decode, whether it is to; None where there is no such GPU.
     """
 
@@ -78,9 +92,10 @@ class Decode(DecodingStage):
         config: Config,
         shared: Sandbox | None = None,
         attempts_uri: str | None = None,
+        template: SharedTemplate | None = None,
         claim: Callable[[str], bool] | None = None,
     ) -> None:
-        super().__init__(config, shared, attempts_uri)
+        super().__init__(config, shared, attempts_uri, template)
         self._claim = claim
 
     def __call__(self, plan: pa.Table) -> pa.Table:

@@ -5,7 +5,7 @@ import socket
 import sys
 import threading
 
-from pipeline.media.decoder_process import die_with
+from pipeline.media.child import die_with
 from pipeline.media.protocol import receive_message, send_message
 
 

@@ -51,10 +51,11 @@ def test_this_process_s_own_mappings_are_read(shared_file: np.ndarray) -> None:
 
 def test_the_store_s_size_is_ray_s_choice_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert suggested_store_bytes(75 << 20) is None
+    assert suggested_store_bytes(75 << 20, 15) is None
 
 
-def test_the_store_holds_32_requests_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_store_holds_what_gpus_and_workers_need(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert suggested_store_bytes(16 << 20) == 1 << 30
-    assert suggested_store_bytes(1 << 60) < 1 << 60
+    assert suggested_store_bytes(16 << 20, 3) == 1 << 30
+    assert suggested_store_bytes(16 << 20, 54) == 2 << 30
+    assert suggested_store_bytes(1 << 60, 3) < 1 << 60

@@ -6,7 +6,7 @@ import ray
 import ray.data
 from ray.data.context import DataContext
 
-from actors.decode import DecodeActor
+from actors.decode import DecodeActor, Decoders
 from pipeline import Config, embed
 from pipeline.checkpoint import resolve_model
 from pipeline.errors import ModelError, OutputError
@@ -91,7 +91,7 @@ def test_a_request_reaches_its_consumer_inside_the_object_stores_mapping(corpus:
         ray.data.from_arrow([packed_request(request) for request in plan.requests])
         .map_batches(
             DecodeActor,
-            fn_constructor_args=(CONFIG,),
+            fn_constructor_args=(CONFIG, Decoders()),
             batch_format="pyarrow",
             batch_size=1,
             concurrency=1,

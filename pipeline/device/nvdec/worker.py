@@ -21,8 +21,8 @@ from pipeline.device.nvdec.cuvid import Cuvid
 from pipeline.device.nvdec.driver import Driver, DriverError
 from pipeline.device.nvdec.session import RefusedError, Session
 from pipeline.errors import MediaError
+from pipeline.media.child import die_with
 from pipeline.media.container import ClipJob
-from pipeline.media.decoder_process import die_with
 from pipeline.media.location import open_binary
 from pipeline.media.protocol import receive_message, send_message
 from pipeline.media.video_pyav import IndexCache

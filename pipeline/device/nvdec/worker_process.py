@@ -17,7 +17,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from pipeline.device.nvdec.session import RefusedError
-from pipeline.media.decoder_process import import_path, last_words
+from pipeline.media.child import import_path, last_words
 from pipeline.media.protocol import receive_message, send_message
 
 MOST_ENDS = 3

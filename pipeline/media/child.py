@@ -1,0 +1,46 @@
+"""What decoding processes have in common: what they are started with, and that they do not outlive their parents."""
+
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import IO
+
+import pipeline.media
+
+# One thread a decoder, in the libraries that ask the environment: it also keeps a template fit for forking.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+_LAST_WORDS_BYTES = 2_000
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
+
+
+def die_with(parent_pid: int) -> None:
+    """Have the kernel end this process with the thread that started it, or end now if that is gone already."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+def set_name(name: str) -> None:
+    """What `ps` and `top` call this process; at most 15 bytes."""
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode("ascii"))
+
+
+def import_path() -> list[str]:
+    """Where a child finds this package, and then everything that this process can import."""
+    package = Path(pipeline.media.__file__ or "").resolve().parents[2]
+    return [str(package), *(entry for entry in sys.path if entry)]
+
+
+def last_words(stderr: IO[bytes]) -> str:
+    """The end of what a child said."""
+    end = stderr.seek(0, os.SEEK_END)
+    stderr.seek(max(0, end - _LAST_WORDS_BYTES))
+    return stderr.read().decode("utf-8", "replace").strip() or "it said nothing"
