@@ -6,7 +6,7 @@ from pipeline.stages.write import Write, WriteTarget
 
 
 class WriteActor:
-    """Writes one request's vectors and errors."""
+    """Writes requests' vectors and errors, several at once: each has its own names."""
 
     def __init__(self, target: WriteTarget) -> None:
         self._stage = Write(target)

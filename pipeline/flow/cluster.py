@@ -7,13 +7,15 @@ then a view of the object store's mapping. Measured with Ray 2.60; the settings 
 - `target_max_block_size` 1 MiB: with the default 128 MiB, sixteen requests arrived in three calls.
 - the stages may fill 0.8 of the store (half by default), and a tenth of that is kept for each stage's own outputs (half
   by default, a third of it each): of 15 decode workers 6 to 9 were at work for want of room that nothing else wanted.
-- eight requests in flight per encode actor: the executor polls every 100 ms, and two starve a fast GPU.
+- eight requests in flight per encode actor: the executor polls every 100 ms, and two starve a fast GPU. For the same
+  reason a writer is given 32: with the two that are usual, ten requests a second were all that it could write.
 - `max_errored_blocks` stays 0: it would drop rows. Bad media are rows already; anything else must stop the run.
 - `actor_init_retry_on_errors`: else a failing restart of an actor is fatal.
 - `raise_original_map_exception`: else an error of ours arrives as text inside one of Ray Data's.
 """
 
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -56,6 +58,9 @@ _WRITER_CORES = 0.05
 _VIDEO_ROW_BYTES = 1536
 _MOST_REQUESTS = 16_384  # of one pass through the pools: 70 KB of the driver's memory each, until it ends
 _CALLS_PER_GPU_ACTOR = 2  # one request is encoded while the next one is copied
+_CALLS_PER_WRITER = 4  # a put into an object store is mostly waiting
+_REQUESTS_PER_WRITER = 32
+_ENCODERS_PER_WRITER = 4
 
 
 class RayRunner:
@@ -153,7 +158,12 @@ class RayRunner:
             WriteActor,
             fn_constructor_args=(job.target,),
             num_cpus=_WRITER_CORES,
-            compute=ActorPoolStrategy(size=1),
+            compute=ActorPoolStrategy(
+                size=self._write_workers,
+                max_concurrent_calls_per_actor=_CALLS_PER_WRITER,
+                enable_true_multi_threading=True,
+                max_tasks_in_flight_per_actor=_REQUESTS_PER_WRITER,
+            ),
             **one_row,
         )
 
@@ -218,6 +228,10 @@ class RayRunner:
         return self._config.ray.encode_workers or (self._gpus if self._on_gpu else 1)
 
     @property
+    def _write_workers(self) -> int:
+        return math.ceil(self._encode_workers / _ENCODERS_PER_WRITER)
+
+    @property
     def _decode_workers(self) -> int:
         return self._config.ray.decode_workers or max(1, int(self._cores) - 1)
 
@@ -235,8 +249,9 @@ class RayRunner:
 
     @property
     def _cores_for_decoders(self) -> float:
-        """What the writer and encoders without a GPU leave of the cores."""
-        return self._cores - _WRITER_CORES - (0 if self._on_gpu else _CPU_ENCODER_CORES * self._encode_workers)
+        """What writers and encoders without a GPU leave of the cores."""
+        encoders = 0.0 if self._on_gpu else _CPU_ENCODER_CORES * self._encode_workers
+        return self._cores - _WRITER_CORES * self._write_workers - encoders
 
     @property
     def _fitting_decoders(self) -> int:
