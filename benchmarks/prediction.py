@@ -53,7 +53,11 @@ def survey(sources: list[str], config: Config, *, with_decoding: bool) -> Survey
             )
             seconds += report.decode_seconds
     vision = checkpoint.vision
-    return Survey(work=summarize(plans, vision).work, vision=vision, cpu_seconds=seconds)
+    return Survey(
+        work=summarize(plans, vision, keyframes_only=config.frames.keyframes_only).work,
+        vision=vision,
+        cpu_seconds=seconds,
+    )
 
 
 def run_once(sources: list[str], out: str, config: Config, runner: RunnerName) -> dict[str, Any]:

@@ -74,6 +74,11 @@ class FramesConfig(Section):
         "exact. Headers cost more: every packet is read, about 1 ms of a core a second of video.",
     )
 
+    @property
+    def keyframes_only(self) -> bool:
+        """Whether clips are made of keyframes, where they have any."""
+        return self.precision == "keyframe"
+
 
 class SizesConfig(Section):
     """How large a frame is when the encoder sees it."""

@@ -161,6 +161,8 @@ def plan(
     cores: Annotated[int | None, typer.Option(min=1, help="Cores to predict for; else this machine's.")] = None,
     gpus: Annotated[int | None, typer.Option(min=0, help="GPUs to predict for; else this machine's.")] = None,
     rates: Annotated[str | None, typer.Option(help="Predict at the speed of this output's last run.")] = None,
+    core_price: Annotated[float, typer.Option(min=0.0, help="What a core costs an hour.")] = 0.0,
+    gpu_price: Annotated[float, typer.Option(min=0.0, help="What a GPU costs an hour.")] = 0.0,
 ) -> None:
     """Say what a run would do, cost and take, from headers alone."""
     from pipeline.flow.forecast import machine, rates_for
@@ -179,13 +181,14 @@ def plan(
     with make_runner(runner.value, wanted, address) as working:
         shards, checkpoint = plan_only(sources, wanted, working)
         cluster, speed = machine(wanted, cores, gpus), rates_for(checkpoint.vision, rates)
-        found = summarize(noting(shards), checkpoint.vision)
+        found = summarize(noting(shards), checkpoint.vision, keyframes_only=wanted.frames.keyframes_only)
     prediction = predict(found.work, cluster, speed)
+    cost = prediction.cost(core_price, gpu_price) if core_price or gpu_price else None
     if as_json:
-        _print_json({**dataclasses.asdict(found), "prediction": dataclasses.asdict(prediction)})
+        _print_json({**dataclasses.asdict(found), "prediction": {**dataclasses.asdict(prediction), "cost": cost}})
     else:
         render.plan(found, failures)
-        render.prediction(prediction, cluster, speed.origin)
+        render.prediction(prediction, cluster, speed.origin, cost)
 
 
 @app.command()

@@ -95,8 +95,8 @@ def plan(found: PlanSummary, failures: Sequence[Failure]) -> None:
         console.print(f"and {len(failures) - _MAX_FAILURES} more errors")
 
 
-def prediction(found: Prediction, cluster: Cluster, origin: str) -> None:
-    """One sentence, then each stage's own time, then what the numbers rest on."""
+def prediction(found: Prediction, cluster: Cluster, origin: str, cost: float | None) -> None:
+    """One sentence, then each stage's own time and what the machines cost, then what the numbers rest on."""
     console = _console()
     console.print(_plain(prediction_sentence(found, cluster)))
     stages = {
@@ -109,6 +109,7 @@ def prediction(found: Prediction, cluster: Cluster, origin: str) -> None:
     console.print(
         ", ".join(f"{name} {format_seconds(seconds)}" for name, seconds in stages.items())
         + f"; {found.core_hours:.3g} core-hours, {found.gpu_hours:.3g} GPU-hours"
+        + (f", {cost:,.2f} at the prices given" if cost is not None else "")
     )
     console.print(_plain(f"rates: {origin}"))
 

@@ -39,6 +39,7 @@ def machine(config: Config, num_cores: int | None = None, num_gpus: int | None =
         num_cores=num_cores or config.ray.num_cpus or os.cpu_count() or 1,
         num_gpus=found_gpus if num_gpus is None else num_gpus,
         decode_workers=config.ray.decode_workers,
+        gpus_decode=config.decode.gpu == "auto",
     )
 
 

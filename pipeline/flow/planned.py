@@ -13,6 +13,7 @@ from pipeline.plan.work import NO_WORK, Work
 class Planned:
     """Counts over the shards of a plan; `work` is what was missing of them, without their headers."""
 
+    keyframes_only: bool = False
     num_sources: int = 0
     num_failed_sources: int = 0
     num_requests: int = 0
@@ -25,4 +26,4 @@ class Planned:
         self.num_failed_sources += len({failure.source_uri for failure in plan.failures})
         self.num_requests += len(plan.requests)
         self.num_clip_rows += plan.num_clip_rows
-        self.work += Work.of(missing, (), vision)
+        self.work += Work.of(missing, (), vision, keyframes_only=self.keyframes_only)

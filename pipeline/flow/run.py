@@ -339,7 +339,7 @@ class OpenRun:
         if self._model.random_weights and self._makes is Kind.EMBEDDINGS:
             self._display.note(f"model {self._model.model_id}: seeded random weights; the vectors mean nothing")
         progress = Progress(capacity=runner.capacity)
-        planned = Planned()
+        planned = Planned(keyframes_only=self._config.frames.keyframes_only)
         with closing(runner.run(self._waves(plans, planned, progress), self._job())) as receipts:
             for receipt in receipts:
                 progress.add(receipt)

@@ -6,15 +6,16 @@
     driver    requests * what Ray Data's executor spends on one            one process
 
 Headers are read first; then the other three run at once, so the slowest of them counts. Without a GPU, decoding and
-encoding share the cores, and their CPU time adds up. What is left out, and so makes real runs longer: filling and
-emptying the pipeline, keyframes far before a clip's first frame, slow stores, nodes that are lost. `docs/growth.md`
-holds predictions against runs.
+encoding share the cores, and their CPU time adds up; with one, encoding begins later than decoding does. The GPUs' own
+decoders count as so many cores more, for the codecs that they read. What is left out, and so makes real runs longer:
+filling and emptying the pipeline, keyframes far before a clip's first frame, slow stores, nodes that are lost.
+`docs/growth.md` holds predictions against runs.
 """
 
 import math
 from dataclasses import dataclass, replace
 
-from pipeline.plan.rates import DecodeRate, EncodeRate, Rates
+from pipeline.plan.rates import GPU_CODECS, DecodeRate, EncodeRate, Rates
 from pipeline.plan.work import ClipWork, Work
 
 START, HEADERS, DECODE, ENCODE, DRIVER = "start-up", "headers", "decode", "encode", "driver"
@@ -22,11 +23,15 @@ START, HEADERS, DECODE, ENCODE, DRIVER = "start-up", "headers", "decode", "encod
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """What a run may use. `decode_workers` None: a worker a core, less one for the rest, as a run has them."""
+    """What a run may use. `decode_workers` None: a worker a core, less one for the rest, as a run has them.
+
+    `gpus_decode`: the GPUs' own decoders work, too.
+    """
 
     num_cores: int
     num_gpus: int
     decode_workers: int | None = None
+    gpus_decode: bool = False
 
     @property
     def num_decoders(self) -> int:
@@ -55,6 +60,10 @@ class Prediction:
     help_gpus: int | None = None
     helped_seconds: float | None = None
 
+    def cost(self, core_hour_price: float, gpu_hour_price: float) -> float:
+        """What the machines cost, in the currency of the prices; they are paid for as long as the run lasts."""
+        return core_hour_price * self.core_hours + gpu_hour_price * self.gpu_hours
+
 
 def predict(work: Work, cluster: Cluster, rates: Rates) -> Prediction:
     """Predict a run from nothing to its last fragment. Pure arithmetic."""
@@ -82,6 +91,18 @@ def _clip_seconds(work: ClipWork, rate: DecodeRate) -> float:
     )
 
 
+def _gpus_as_cores(work: Work, cluster: Cluster, rates: Rates) -> tuple[float, float]:
+    """How many cores the GPUs' decoders stand for, and the core seconds of what they can read."""
+    if not cluster.gpus_decode or not cluster.num_gpus:
+        return 0.0, 0.0
+    parts = tuple((codec, part) for codec, part in work.by_codec if codec in GPU_CODECS)
+    pixels = sum(part.read_pixels for _, part in parts)
+    if not pixels:
+        return 0.0, 0.0
+    seconds = decode_core_seconds(replace(work, by_codec=parts), rates)
+    return cluster.num_gpus * rates.gpu_read_pixels_per_second * seconds / pixels, seconds
+
+
 def _encode_seconds(work: Work, rate: EncodeRate) -> float:
     return rate.seconds_per_request * work.num_requests + work.flops / rate.flops_per_second
 
@@ -94,16 +115,19 @@ def _predict(work: Work, cluster: Cluster, rates: Rates) -> Prediction:
         + rates.seconds_per_hashed_byte * work.hashed_bytes
     )
     decode = decode_core_seconds(work, rates)
+    more_decoders, shared_decode = _gpus_as_cores(work, cluster, rates)
     if cluster.num_gpus:
         encode = _encode_seconds(work, rates.gpu) / cluster.num_gpus
-        shared = 0.0
+        encode *= rates.gpu_decoding_slows_encoding if more_decoders else 1.0
+        slowest, start = rates.gpu_encoder_start_seconds + encode, rates.gpu_start_seconds
     else:
         encode = _encode_seconds(work, rates.core) / cores
-        shared = decode / cores + encode
+        slowest, start = decode / cores + encode, rates.start_seconds
     driver = rates.driver_seconds_per_request * work.num_requests
-    stages = {DECODE: decode / decoders, ENCODE: encode, DRIVER: driver}
-    before = {START: rates.start_seconds, HEADERS: headers / decoders}
-    seconds = sum(before.values()) + max(shared, *stages.values())
+    decode_seconds = max((decode - shared_decode) / decoders, decode / (decoders + more_decoders))
+    stages = {DECODE: decode_seconds, ENCODE: encode, DRIVER: driver}
+    before = {START: start, HEADERS: headers / decoders}
+    seconds = sum(before.values()) + max(slowest, *stages.values())
     longest = {**stages, **before}
     return Prediction(
         seconds=seconds,
@@ -122,7 +146,8 @@ def _help(found: Prediction, work: Work, cluster: Cluster, rates: Rates) -> tupl
     """Cores and GPUs that would let the next stage be the slowest, at most as many again; (0, 0) where none help."""
     if found.bottleneck in (DECODE, HEADERS):
         next_seconds = max(found.encode_seconds if cluster.num_gpus else 0.0, found.driver_seconds, 1e-9)
-        wanted = math.ceil(decode_core_seconds(work, rates) / next_seconds) + 1 - cluster.num_cores
+        more_decoders, _ = _gpus_as_cores(work, cluster, rates)
+        wanted = math.ceil(decode_core_seconds(work, rates) / next_seconds - more_decoders) + 1 - cluster.num_cores
         return max(1, min(wanted, cluster.num_cores)), 0
     if found.bottleneck == ENCODE and cluster.num_gpus:
         next_seconds = max(found.decode_seconds, found.driver_seconds, 1e-9)

@@ -12,6 +12,7 @@ from typing import Self
 DECODE_PACE = "decode_pace"
 GPU_FLOPS = "gpu_flops_per_second"
 CORE_FLOPS = "core_flops_per_second"
+GPU_CODECS = ("h264", "hevc")  # that a GPU's own decoders are given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,11 +70,18 @@ _DECODE = {
     "png": _image(26.0),
     "webp": _image(21.0),
 }
+# docs/gpu.md: frames of 720p a second that eight of an H100's decoders do beside its encoder, and what that slows it by.
+_GPU_READ_PIXELS_PER_SECOND = 3_980 * 1280 * 720
+_GPU_DECODING_SLOWS_ENCODING = 1.034
 # `python -m benchmarks.growth --runner local` and headers of the sample media.
 _SECONDS_PER_VIDEO = 0.010
 _SECONDS_PER_IMAGE = 0.0014
 _SECONDS_PER_HASHED_BYTE = 1.7e-9
-_START_SECONDS = 17.0
+# Runs of a few clips on two cores, and `benchmarks.churn` on 16 cores with an H100, both from before Ray starts; with a
+# GPU, decoding begins when the first is over, and encoding when the second is, too.
+_START_SECONDS = 11.0
+_GPU_START_SECONDS = 20.0
+_GPU_ENCODER_START_SECONDS = 13.0
 # The driver's CPU time of 1,000 more requests.
 _DRIVER_SECONDS_PER_REQUEST = 0.017
 
@@ -83,7 +91,9 @@ class Rates:
     """Everything that a prediction multiplies with.
 
     `decode_pace` scales all decoding: 1.2 is a fifth slower than the machine of the defaults. `core` is the encoder's
-    rate on one core where there is no GPU. `origin` says where the numbers come from, for a person.
+    rate on one core where there is no GPU. `gpu_read_pixels_per_second` is what one GPU's own decoders do beside its
+    encoder, which then takes `gpu_decoding_slows_encoding` times as long. `origin` says where the numbers come from, for
+    a person.
     """
 
     decode_pace: float
@@ -93,6 +103,10 @@ class Rates:
     seconds_per_image: float
     seconds_per_hashed_byte: float
     start_seconds: float
+    gpu_start_seconds: float
+    gpu_encoder_start_seconds: float
+    gpu_read_pixels_per_second: float
+    gpu_decoding_slows_encoding: float
     driver_seconds_per_request: float
     origin: str
 
@@ -107,6 +121,10 @@ class Rates:
             seconds_per_image=_SECONDS_PER_IMAGE,
             seconds_per_hashed_byte=_SECONDS_PER_HASHED_BYTE,
             start_seconds=_START_SECONDS,
+            gpu_start_seconds=_GPU_START_SECONDS,
+            gpu_encoder_start_seconds=_GPU_ENCODER_START_SECONDS,
+            gpu_read_pixels_per_second=_GPU_READ_PIXELS_PER_SECOND,
+            gpu_decoding_slows_encoding=_GPU_DECODING_SLOWS_ENCODING,
             driver_seconds_per_request=_DRIVER_SECONDS_PER_REQUEST,
             origin="an H100 and a core of the development machine",
         )

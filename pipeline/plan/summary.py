@@ -43,13 +43,13 @@ class PlanSummary:
     work: Work
 
 
-def summarize(plans: Iterable[Plan], vision: VisionSpec) -> PlanSummary:
+def summarize(plans: Iterable[Plan], vision: VisionSpec, *, keyframes_only: bool = False) -> PlanSummary:
     """Add up the shards of a plan; shapes come largest first. Cost: one pass, nothing but totals kept."""
     totals: Counter[str] = Counter()
     shapes: dict[tuple[str, int, int], Counter[str]] = {}
     video_seconds, work = 0.0, NO_WORK
     for plan in plans:
-        work += Work.of(plan.requests, plan.sources, vision)
+        work += Work.of(plan.requests, plan.sources, vision, keyframes_only=keyframes_only)
         totals.update(failures=len(plan.failures), rows=plan.num_clip_rows)
         for request in plan.requests:
             _, h, w = request.clips[0].grid_thw

@@ -2,7 +2,8 @@
 
 Pixels and not frames, because decoding, colour conversion and resizing all go over pixels; three counts and not one,
 because a frame that no sample wants is decoded (or skipped) and nothing else. What a clip reads before its first
-frame, back to the keyframe, is not in the plan and is counted as nothing: long groups of pictures cost more.
+frame, back to the keyframe, is not in the plan and is counted as nothing: long groups of pictures cost more. Where only
+keyframes are wanted, nothing else is decoded, and each counts as three frames, because it has more bits.
 """
 
 from collections.abc import Iterable
@@ -16,14 +17,15 @@ from pipeline.plan.schema import Clip, RequestPlan, SourceRecord
 from pipeline.sources.content_id import BLOCK_BYTES, NUM_BLOCKS, WHOLE_LIMIT_BYTES
 
 UNKNOWN_CODEC = "unknown"
+_FRAMES_A_KEYFRAME = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipWork:
     """Decoding of one clip, or of several of one codec.
 
-    `read_pixels` are those of all frames from the first to the last that is wanted, `sampled_pixels` those of the
-    wanted ones (a repeated one counts once), at the size of the source; `row_pixels` those that become patch rows.
+    `read_pixels` are those of all frames that are decoded, from the first to the last that is wanted where these are not
+    keyframes, `sampled_pixels` those of the wanted ones (a repeated one counts once), at the size of the source; `row_pixels` those that become patch rows.
     """
 
     num_clips: int
@@ -32,13 +34,17 @@ class ClipWork:
     row_pixels: int
 
     @classmethod
-    def of(cls, clip: Clip) -> Self:
+    def of(cls, clip: Clip, *, keyframes_only: bool = False) -> Self:
         """Count one clip."""
         frame_pixels = clip.width * clip.height
+        num_sampled = len(set(clip.frame_indices))
+        num_read = clip.frame_indices[-1] - clip.frame_indices[0] + 1
+        if keyframes_only:
+            num_read = min(num_read, _FRAMES_A_KEYFRAME * num_sampled)
         return cls(
             num_clips=1,
-            read_pixels=frame_pixels * (clip.frame_indices[-1] - clip.frame_indices[0] + 1),
-            sampled_pixels=frame_pixels * len(set(clip.frame_indices)),
+            read_pixels=frame_pixels * num_read,
+            sampled_pixels=frame_pixels * num_sampled,
             row_pixels=clip.num_patches * PATCH_SIZE**2 * temporal_size(clip.media_type),
         )
 
@@ -72,7 +78,14 @@ class Work:
         return sum(work.num_clips for _, work in self.by_codec)
 
     @classmethod
-    def of(cls, requests: Iterable[RequestPlan], sources: Iterable[SourceRecord], vision: VisionSpec) -> Self:
+    def of(
+        cls,
+        requests: Iterable[RequestPlan],
+        sources: Iterable[SourceRecord],
+        vision: VisionSpec,
+        *,
+        keyframes_only: bool = False,
+    ) -> Self:
         """Add up requests and the sources whose headers are read. Cost: one pass, nothing kept."""
         totals: dict[str, ClipWork] = {}
         num_requests = flops = num_sources = num_videos = hashed_bytes = 0
@@ -80,7 +93,7 @@ class Work:
             num_requests += 1
             flops += vision.flops(request.num_patches, request.patches_per_frame)
             for clip in request.clips:
-                codec, work = clip.codec or UNKNOWN_CODEC, ClipWork.of(clip)
+                codec, work = clip.codec or UNKNOWN_CODEC, ClipWork.of(clip, keyframes_only=keyframes_only)
                 totals[codec] = totals[codec] + work if codec in totals else work
         for source in sources:
             num_sources += 1

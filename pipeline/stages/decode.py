@@ -66,7 +66,7 @@ class Probe(DecodingStage):
     ) -> None:
         super().__init__(config, shared, attempts_uri, template)
         self._with_times = config.frames.sampling == "time"
-        self._with_keyframes = config.frames.precision == "keyframe"
+        self._with_keyframes = config.frames.keyframes_only
 
     def __call__(self, items: pa.Table) -> pa.Table:
         """Rows of ITEM_SCHEMA to rows of PROBE_SCHEMA; a bad medium is a row with an error."""

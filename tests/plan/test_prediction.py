@@ -34,6 +34,10 @@ def make_rates(**changes: object) -> Rates:
         seconds_per_video=0.0,
         seconds_per_image=0.0,
         start_seconds=5.0,
+        gpu_start_seconds=5.0,
+        gpu_encoder_start_seconds=0.0,
+        gpu_read_pixels_per_second=4e9,
+        gpu_decoding_slows_encoding=1.5,
         driver_seconds_per_request=0.01,
     )
     # Whatever a pixel of H.264 costs, a read one is to take a nanosecond here.
@@ -84,6 +88,39 @@ def test_the_slowest_stage_decides_where_gpus_encode(
     assert found.bottleneck == bottleneck or seconds < found.start_seconds
     assert found.seconds == pytest.approx(5 + seconds)
     assert found.gpu_hours == pytest.approx(num_gpus * found.seconds / 3600)
+
+
+def test_encoding_on_a_gpu_begins_later_than_decoding() -> None:
+    rates = replace(make_rates(), gpu_start_seconds=8.0, gpu_encoder_start_seconds=30.0)
+    assert predict(make_work(), Cluster(num_cores=41, num_gpus=1), rates).seconds == pytest.approx(8 + 30 + 100)
+    assert predict(make_work(), Cluster(num_cores=5, num_gpus=1), rates).seconds == pytest.approx(8 + 250)
+
+
+def test_the_gpus_own_decoders_stand_for_cores_for_the_codecs_that_they_read() -> None:
+    cluster = Cluster(num_cores=5, num_gpus=1, gpus_decode=True)
+    found = predict(make_work(), cluster, make_rates())  # 4e9 pixels a second are four cores' here
+    assert found.decode_seconds == pytest.approx(1000 / 8)
+    assert found.encode_seconds == pytest.approx(150)
+    assert predict(make_work(), replace(cluster, gpus_decode=False), make_rates()).decode_seconds == pytest.approx(250)
+    clips = make_work().by_codec[0][1]
+    mixed = make_work(by_codec=(("h264", replace(clips, read_pixels=10**9)), ("mpeg4", clips)))
+    alone = predict(mixed, replace(cluster, gpus_decode=False), make_rates()).decode_seconds
+    assert predict(mixed, cluster, make_rates()).decode_seconds == pytest.approx(alone, rel=0.01)
+    assert predict(make_work(), replace(cluster, num_gpus=0), make_rates()).decode_seconds == pytest.approx(250)
+
+
+def test_keyframes_are_all_that_is_read_where_only_they_are_wanted() -> None:
+    clip = make_clip()
+    exact, keyframes = ClipWork.of(clip), ClipWork.of(clip, keyframes_only=True)
+    assert keyframes.read_pixels == min(exact.read_pixels, 3 * exact.sampled_pixels) < exact.read_pixels
+    assert keyframes.sampled_pixels == exact.sampled_pixels
+    request = RequestPlan.of([clip])
+    assert Work.of([request], [], VISION, keyframes_only=True).by_codec[0][1] == keyframes
+
+
+def test_machines_cost_what_they_are_priced_at_for_as_long_as_the_run_lasts() -> None:
+    found = predict_on(5, 2)
+    assert found.cost(0.04, 2.5) == pytest.approx((5 * 0.04 + 2 * 2.5) * found.seconds / 3600)
 
 
 def test_without_a_gpu_decoding_and_encoding_share_the_cores() -> None:
