@@ -63,7 +63,7 @@ def through_ray(config: Config, model: str, grid: Grid, num_requests: int, warmu
                 batch_format="pyarrow",
                 batch_size=1,
                 num_cpus=runner._cores_per_decoder,
-                compute=ActorPoolStrategy(min_size=1, max_size=min(6, runner._decode_workers)),
+                compute=ActorPoolStrategy(size=min(6, runner._decode_workers)),
             )
             .map_batches(
                 EncodeActor,
