@@ -53,8 +53,9 @@ def survey(sources: list[str], config: Config, *, with_decoding: bool) -> Survey
             )
             seconds += report.decode_seconds
     vision = checkpoint.vision
+    work = summarize(plans, vision, keyframes_only=config.frames.keyframes_only).work
     return Survey(
-        work=summarize(plans, vision, keyframes_only=config.frames.keyframes_only).work,
+        work=work,
         vision=vision,
         cpu_seconds=seconds,
     )

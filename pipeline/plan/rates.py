@@ -70,7 +70,7 @@ _DECODE = {
     "png": _image(26.0),
     "webp": _image(21.0),
 }
-# docs/gpu.md: frames of 720p a second that eight of an H100's decoders do beside its encoder, and what that slows it by.
+# docs/gpu.md: frames of 720p a second that eight of an H100's decoders do beside its encoder, and what that costs it.
 _GPU_READ_PIXELS_PER_SECOND = 3_980 * 1280 * 720
 _GPU_DECODING_SLOWS_ENCODING = 1.034
 # `python -m benchmarks.growth --runner local` and headers of the sample media.
@@ -92,8 +92,8 @@ class Rates:
 
     `decode_pace` scales all decoding: 1.2 is a fifth slower than the machine of the defaults. `core` is the encoder's
     rate on one core where there is no GPU. `gpu_read_pixels_per_second` is what one GPU's own decoders do beside its
-    encoder, which then takes `gpu_decoding_slows_encoding` times as long. `origin` says where the numbers come from, for
-    a person.
+    encoder, which then takes `gpu_decoding_slows_encoding` times as long. `origin` says where the numbers come from,
+    for a person.
     """
 
     decode_pace: float

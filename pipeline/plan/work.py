@@ -24,8 +24,9 @@ _FRAMES_A_KEYFRAME = 3
 class ClipWork:
     """Decoding of one clip, or of several of one codec.
 
-    `read_pixels` are those of all frames that are decoded, from the first to the last that is wanted where these are not
-    keyframes, `sampled_pixels` those of the wanted ones (a repeated one counts once), at the size of the source; `row_pixels` those that become patch rows.
+    `read_pixels` are those of all frames that are decoded (from the first to the last that is wanted, where these are
+    not keyframes), `sampled_pixels` those of the wanted ones (a repeated one counts once), at the size of the source;
+    `row_pixels` those that become patch rows.
     """
 
     num_clips: int

@@ -66,7 +66,9 @@ def test_plan_prints_counts_and_shapes_and_needs_no_model(media: Path) -> None:
     assert planned["num_patches"] == sum(shape["num_patches"] for shape in planned["shapes"])
     assert planned["flops"] > 0
     assert planned["prediction"]["seconds"] > 0
-    as_text = patchwire("plan", media, "--cores", 96, "--gpus", 4).stdout
+    assert planned["prediction"]["cost"] is None
+    as_text = patchwire("plan", media, "--cores", 96, "--gpus", 4, "--core-price", 40, "--gpu-price", 2_000).stdout
+    assert "at the prices given" in as_text
     assert "TFLOP" in as_text
     assert "unsupported_media" in as_text
     assert "on 4 GPUs and 96 cores; " in as_text
