@@ -23,6 +23,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NoReturn
 
 from pipeline.media.child import ENVIRONMENT, die_with, import_path, set_name
@@ -33,6 +34,7 @@ _TICK_SECONDS = 1.0
 _CONNECT_SECONDS = 20.0
 _CONNECT_TRIES = 5
 _BACKLOG = 1024
+_MOUNTS = Path("/proc/self/ns/mnt")
 _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid
 
 
@@ -50,7 +52,7 @@ class SharedTemplate:
         """
         with socket.socket(socket.AF_UNIX) as listener:
             try:
-                listener.bind(self._name)
+                listener.bind(self.name)
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:
                     return None
@@ -87,14 +89,19 @@ class SharedTemplate:
             send_message(channel, {"do": "end"})
 
     @property
-    def _name(self) -> str:
-        return f"\0{self.address}"
+    def name(self) -> str:
+        """What is bound here. Containers may share a host's names, and have their own files: each has its own name."""
+        try:
+            container = _MOUNTS.stat().st_ino
+        except OSError:
+            container = 0
+        return f"\0{self.address}-{container}"
 
     def _connect(self) -> socket.socket:
         channel = socket.socket(socket.AF_UNIX)
         try:
             channel.settimeout(_CONNECT_SECONDS)
-            channel.connect(self._name)
+            channel.connect(self.name)
             if not _is_ours(channel):
                 raise PermissionError(f"@{self.address}: expected a process of user {os.getuid()}, another answered")
         except BaseException:

@@ -156,8 +156,17 @@ def test_another_user_is_not_served(made, shared):
             "channel.connect(chr(0) + sys.argv[1])\n"
             "print(channel.recv(1))\n"
         )
-        line = [sys.executable, "-c", stranger, shared.address]
+        line = [sys.executable, "-c", stranger, shared.name[1:]]
         assert subprocess.run(line, capture_output=True, text=True, timeout=60, check=True).stdout == "b''\n"
+
+
+def test_containers_that_share_a_hosts_names_do_not_share_templates(shared, monkeypatch, tmp_path):
+    here = shared.name
+    assert here == SharedTemplate(shared.address).name
+    monkeypatch.setattr(shared_template, "_MOUNTS", tmp_path)
+    assert shared.name != here
+    monkeypatch.setattr(shared_template, "_MOUNTS", tmp_path / "nothing")
+    assert shared.name.endswith("-0")
 
 
 def test_template_that_cannot_be_shared_is_loaded_for_the_worker(made, shared, monkeypatch):
