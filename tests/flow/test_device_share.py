@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.decode import DecodeActor
+from actors.decode import DecodeActor, Decoders
 from actors.share import ShareDesk
 from pipeline import Config, embed
 from pipeline.flow import cluster
@@ -23,7 +23,7 @@ def test_a_decode_actor_defers_while_the_desk_gives_room(tmp_path):
 
     plans = [make_plan(make_video(tmp_path / f"{count}.mp4", num_frames=count)) for count in (4, 5, 6)]
     desk = ShareDesk.start()
-    actor = ray.remote(DecodeActor).remote(make_config(), None, desk)
+    actor = ray.remote(DecodeActor).remote(make_config(), Decoders(), desk)
 
     def is_deferred(number: int) -> bool:
         table = ray.get(actor.__call__.remote(packed_request(plans[number])))
