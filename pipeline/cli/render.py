@@ -101,13 +101,14 @@ def prediction(found: Prediction, cluster: Cluster, origin: str, cost: float | N
     console.print(_plain(prediction_sentence(found, cluster)))
     stages = {
         START: found.start_seconds,
+        "the encoder's": found.encoder_start_seconds,
         HEADERS: found.headers_seconds,
         DECODE: found.decode_seconds,
         ENCODE: found.encode_seconds,
         DRIVER: found.driver_seconds,
     }
     console.print(
-        ", ".join(f"{name} {format_seconds(seconds)}" for name, seconds in stages.items())
+        ", ".join(f"{name} {format_seconds(seconds)}" for name, seconds in stages.items() if seconds)
         + f"; {found.core_hours:.3g} core-hours, {found.gpu_hours:.3g} GPU-hours"
         + (f", {cost:,.2f} at the prices given" if cost is not None else "")
     )

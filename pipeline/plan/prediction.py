@@ -43,12 +43,14 @@ class Cluster:
 class Prediction:
     """A plan's cost on a cluster. Stage times are wall seconds of that stage alone, at full use of its machines.
 
+    `start_seconds` pass before headers are read and decoding begins, `encoder_start_seconds` more before encoding does.
     `bottleneck` names the longest of them. `help_cores` and `help_gpus` are what would shorten the run most simply, at
     most as much again as there is, and `helped_seconds` the time with it; all None where machines do not help.
     """
 
     seconds: float
     start_seconds: float
+    encoder_start_seconds: float
     headers_seconds: float
     decode_seconds: float
     encode_seconds: float
@@ -119,10 +121,12 @@ def _predict(work: Work, cluster: Cluster, rates: Rates) -> Prediction:
     if cluster.num_gpus:
         encode = _encode_seconds(work, rates.gpu) / cluster.num_gpus
         encode *= rates.gpu_decoding_slows_encoding if more_decoders else 1.0
-        slowest, start = rates.gpu_encoder_start_seconds + encode, rates.gpu_start_seconds
+        start, encoder_start = rates.gpu_start_seconds, rates.gpu_encoder_start_seconds
+        slowest = encoder_start + encode
     else:
         encode = _encode_seconds(work, rates.core) / cores
-        slowest, start = decode / cores + encode, rates.start_seconds
+        start, encoder_start = rates.start_seconds, 0.0
+        slowest = decode / cores + encode
     driver = rates.driver_seconds_per_request * work.num_requests
     decode_seconds = max((decode - shared_decode) / decoders, decode / (decoders + more_decoders))
     stages = {DECODE: decode_seconds, ENCODE: encode, DRIVER: driver}
@@ -131,7 +135,8 @@ def _predict(work: Work, cluster: Cluster, rates: Rates) -> Prediction:
     longest = {**stages, **before}
     return Prediction(
         seconds=seconds,
-        start_seconds=before[START],
+        start_seconds=start,
+        encoder_start_seconds=encoder_start,
         headers_seconds=before[HEADERS],
         decode_seconds=stages[DECODE],
         encode_seconds=encode,
