@@ -237,7 +237,8 @@ class RayConfig(Section):
     num_cpus: int | None = _positive_or_none(description="Cores of a Ray that is started here.")
     object_store_bytes: int | None = _positive_or_none(
         description="Object store of a Ray that is started here, in bytes; at least 16 requests keep a GPU fed. None: "
-        "32 requests a GPU, so that registering the store takes seconds; without a GPU as Ray chooses."
+        "two requests a decode worker and ten a GPU, so that registering the store takes seconds; without a GPU as Ray "
+        "chooses."
     )
     requests_in_flight: int = Field(default=8, gt=0, description="Requests queued at one encode actor.")
 

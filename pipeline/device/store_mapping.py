@@ -22,6 +22,7 @@ _REQUESTS_PER_DEVICE = 32
 _REQUESTS_PER_WORKER = 2
 _QUEUED_PER_DEVICE = 10
 _LEAST_STORE_BYTES = 1 << 28
+_MAPPED_BESIDE = 1 << 30  # a mapping may be larger than the store that was asked for
 _LOG = logging.getLogger(__name__)
 _MAPS = Path("/proc/self/maps")
 _LINE = re.compile(r"(?P<start>[0-9a-f]+)-(?P<stop>[0-9a-f]+) (?P<mode>\S{4}) \S+ \S+ \S+\s*(?P<path>.*)")
@@ -144,4 +145,4 @@ def suggested_store_bytes(request_bytes: int, num_workers: int) -> int | None:
     wanted = max(
         _REQUESTS_PER_DEVICE * num_devices, _REQUESTS_PER_WORKER * num_workers + _QUEUED_PER_DEVICE * num_devices
     )
-    return max(_LEAST_STORE_BYTES, min(wanted * request_bytes, machine_bytes // 3, MAX_BYTES))
+    return max(_LEAST_STORE_BYTES, min(wanted * request_bytes, machine_bytes // 3, MAX_BYTES - _MAPPED_BESIDE))

@@ -22,7 +22,7 @@ import subprocess
 import threading
 import traceback
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -58,9 +58,10 @@ _WRITER_CORES = 0.05
 _VIDEO_ROW_BYTES = 1536
 _MOST_REQUESTS = 16_384  # of one pass through the pools: 70 KB of the driver's memory each, until it ends
 _CALLS_PER_GPU_ACTOR = 2  # one request is encoded while the next one is copied
-_CALLS_PER_WRITER = 4  # a put into an object store is mostly waiting
+_CALLS_PER_WRITER = 4  # a put into an object store is mostly waiting; tokens are hundreds of megabytes each
 _REQUESTS_PER_WRITER = 32
 _ENCODERS_PER_WRITER = 4
+_LEAST_SHARE = 0.0001  # Ray's unit of a core
 
 
 class RayRunner:
@@ -80,6 +81,7 @@ class RayRunner:
         self._attempts_uri = attempts_uri
         self._address = address
         self._started_here = False
+        self._is_local = False
         self.capacity = Capacity(decode=1, encode=1)
 
     def __enter__(self) -> Self:
@@ -101,11 +103,11 @@ class RayRunner:
             # A pipeline that was interrupted lives on in the error's frames. It goes while Ray is still there, or it
             # would ask a Ray that is gone what it has, and that starts another one.
             traceback.clear_frames(trace)
-            ray.shutdown()
-        self._template.end()
-        if self._template_process is not None:
-            self._template_process.kill()
-            self._template_process.wait()
+        try:
+            if self._started_here:
+                ray.shutdown()
+        finally:
+            self._end_template()
 
     def probe(self, items: Sequence[SourceItem], config: Config) -> Generator[ProbeResult]:
         """Read headers in parallel, a block of sources a task."""
@@ -160,7 +162,7 @@ class RayRunner:
             num_cpus=_WRITER_CORES,
             compute=ActorPoolStrategy(
                 size=self._write_workers,
-                max_concurrent_calls_per_actor=_CALLS_PER_WRITER,
+                max_concurrent_calls_per_actor=1 if self._config.output.level == "token" else _CALLS_PER_WRITER,
                 enable_true_multi_threading=True,
                 max_tasks_in_flight_per_actor=_REQUESTS_PER_WRITER,
             ),
@@ -168,20 +170,33 @@ class RayRunner:
         )
 
     def _decoder_pool(self, num_blocks: int) -> dict[str, Any]:
-        """As many as there is room for, from the start to the end; more while there are more nodes.
+        """As many as there is room for, on one node as long as there is input; more while there are more nodes.
 
         A pool that may shrink lets idle workers go where the encoder is the slower one, and starts them again when the
         store has run empty: a stand-in for a GPU at 60 ms a request took 72 ms, and 64 with the workers kept.
         """
-        if self._template_process is None and self._num_nodes == 1:
-            # This machine's, so it ends with this process; on a cluster the first worker of each machine starts one.
-            self._template_process = self._template.start(as_child=True)
+        self._start_template()
         most = min(self._decode_workers, num_blocks)
-        least = min(most, self._fitting_decoders)
+        initial = min(most, self._fitting_decoders)
+        # Of several nodes one may be lost, and the later stages then need room that idle workers must give up.
+        least = initial if self._num_nodes == 1 else 1
         return {
             "num_cpus": self._cores_per_decoder,
-            "compute": ActorPoolStrategy(min_size=least, max_size=most),
+            "compute": ActorPoolStrategy(min_size=least, max_size=most, initial_size=initial),
         }
+
+    def _start_template(self) -> None:
+        """Load what decoders need while their workers start, where those are sure to be like this process."""
+        if self._template_process is None and self._is_local:
+            with suppress(OSError):  # then each worker loads its own
+                self._template_process = self._template.start(as_child=True)
+
+    def _end_template(self) -> None:
+        if self._template_process is None:
+            self._template.end()
+        else:
+            self._template_process.kill()
+            self._template_process.wait()
 
     def _dataset(self, blocks: list[pa.Table]) -> Dataset:
         context = DataContext.get_current()
@@ -249,7 +264,8 @@ class RayRunner:
         if self._config.ray.decode_cores is not None:
             return self._config.ray.decode_cores
         share = min(1.0, self._cores_for_decoders / self._decode_workers)
-        return max(0.01, share / 2 if self._num_nodes > 1 else share)
+        share = share / 2 if self._num_nodes > 1 else share
+        return max(0.01, math.floor(share / _LEAST_SHARE) * _LEAST_SHARE)
 
     @property
     def _cores_for_decoders(self) -> float:
@@ -271,6 +287,7 @@ class RayRunner:
                 with _native_stderr_muted():
                     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
                 return
+            self._is_local = True
             with _native_stderr_muted():
                 ray.init(
                     address="local",

@@ -54,7 +54,7 @@ def measured_rates(work: Work, progress: Progress, vision: VisionSpec, config: C
     """
     found: dict[str, float] = {}
     expected = decode_core_seconds(work, Rates.default(vision.head_dim))
-    if expected and progress.decode_seconds:
+    if expected and progress.decode_seconds and config.decode.gpu == "never":  # else a GPU has done some of it
         found[DECODE_PACE] = progress.decode_seconds / expected
     if work.flops and progress.encode_seconds:
         on_gpu = progress.device_copies > 0

@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -17,6 +18,8 @@ ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",
 }
 _LAST_WORDS_BYTES = 2_000
+TOLD_TO_END = 3  # exit status of a template that was asked to end the one that it was forked from
+_OOM_SCORE = Path("/proc/self/oom_score_adj")
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 
@@ -26,6 +29,19 @@ def die_with(parent_pid: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         os._exit(1)
+
+
+def standing() -> dict[str, int]:
+    """This process's niceness, and how soon the kernel ends it for want of memory: Ray sets both for its workers."""
+    return {"niceness": os.getpriority(os.PRIO_PROCESS, 0), "oom_score": int(_OOM_SCORE.read_text(encoding="ascii"))}
+
+
+def take_standing(niceness: int, oom_score: int) -> None:
+    """Stand where another process does, as far as this one may: to step back is always allowed."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, niceness)
+    with suppress(OSError):
+        _OOM_SCORE.write_text(str(oom_score), encoding="ascii")
 
 
 def set_name(name: str) -> None:

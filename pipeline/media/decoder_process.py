@@ -17,7 +17,7 @@ from tempfile import TemporaryFile
 from typing import IO, Any
 
 from pipeline.errors import RunError
-from pipeline.media.child import ENVIRONMENT, import_path, last_words
+from pipeline.media.child import ENVIRONMENT, import_path, last_words, standing
 from pipeline.media.protocol import receive_message, send_message
 from pipeline.media.shared_template import SharedTemplate
 
@@ -121,7 +121,7 @@ class DecoderProcess:
 
     def _greet(self, control: socket.socket) -> None:
         control.settimeout(_START_SECONDS)
-        send_message(control, self._settings)
+        send_message(control, {**self._settings, "standing": standing()})
         receive_message(control)
 
     def _fork(self) -> None:

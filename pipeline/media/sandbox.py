@@ -36,7 +36,8 @@ class Sandbox:
     """Owns one decoder process; use it from one thread at a time, and as a context manager.
 
     The process starts with the first job, serves many, and is replaced after it was killed or died. Linux
-    ends it with the thread that started it, so that it cannot outlive this process: use a lasting thread.
+    ends it with the thread that started it (with this process, where the template is shared), so that it cannot outlive
+    this process: use a lasting thread.
     `attempts` is where deaths are written down; None forgets them. `template` is what the workers of a machine share;
     None loads one of its own.
     """

@@ -7,15 +7,18 @@ times; each that is killed does it once more. Here a worker asks an address: the
 worker's own (template.py), which goes on as if it had been loaded for it, and ends when the worker hangs up or dies.
 
 The address is a name in Linux's abstract namespace: no file, gone with its process, and who binds it first is the one
-that starts the template. Everyone on the machine can read such names, so both sides ask the kernel who is at the other.
+that starts the template. Everyone on the machine can read such names, so both sides ask the kernel who is at the other:
+this user, in sight of this process (those of other containers are not).
 
-It is the child of a run that has the machine to itself, and ends with it. On a cluster the first worker of each machine
-starts it, as nobody's child: it must outlive that worker, and ends when it has had no worker for _LINGER_SECONDS.
+It is the child of a run that has started its own Ray, and ends with it. Elsewhere the first worker of each machine
+starts it, as nobody's child: it must outlive that worker, and ends when it has had no worker for _LINGER_SECONDS. What
+is forked takes its worker's place for the scheduler and the kernel's choice of whom to kill for memory (template.py).
 """
 
 import errno
 import os
 import secrets
+import signal
 import socket
 import struct
 import subprocess
@@ -26,13 +29,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline.media.child import ENVIRONMENT, die_with, import_path, set_name
+from pipeline.media.child import ENVIRONMENT, TOLD_TO_END, die_with, import_path, set_name
 from pipeline.media.protocol import send_message
 
 _LINGER_SECONDS = 60.0  # between two pools of workers may lie planning
 _TICK_SECONDS = 1.0
 _CONNECT_SECONDS = 20.0
 _CONNECT_TRIES = 5
+_PAUSE_SECONDS = 0.05  # between binding a name and listening there
+_FORK_SECONDS = 60.0
 _BACKLOG = 1024
 _MOUNTS = Path("/proc/self/ns/mnt")
 _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid
@@ -69,7 +74,11 @@ class SharedTemplate:
                 start_new_session=True,
             )
         if not as_child:
-            process.wait()
+            try:
+                process.wait(_FORK_SECONDS)
+            except subprocess.TimeoutExpired as error:
+                process.kill()
+                raise TimeoutError(f"the shared template did not start within {_FORK_SECONDS} s") from error
         return process
 
     def connect(self) -> socket.socket:
@@ -77,10 +86,11 @@ class SharedTemplate:
 
         Raises: OSError where none answers and none can be started, or another user's process answers.
         """
-        for _ in range(_CONNECT_TRIES):
+        for number in range(_CONNECT_TRIES):
             with suppress(ConnectionRefusedError):
                 return self._connect()
             self.start(as_child=False)
+            time.sleep(_PAUSE_SECONDS * number)
         return self._connect()
 
     def end(self) -> None:
@@ -111,18 +121,22 @@ class SharedTemplate:
 
 
 def _is_ours(channel: socket.socket) -> bool:
-    """Whether a process of this user is at the other end."""
+    """Whether a process of this user is at the other end; one of another container has no number here."""
     credentials = channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return bool(_CREDENTIALS.unpack(credentials)[1] == os.getuid())
+    pid, uid, _ = _CREDENTIALS.unpack(credentials)
+    return bool(pid and uid == os.getuid())
 
 
 def _serve(listener: socket.socket, linger_seconds: float | None) -> None:
-    """Fork a template for each that asks; return when there has been none for so long, if that is bounded."""
+    """Fork a template for each that asks; return when told to, or when there has been none for so long."""
     children: set[int] = set()
     last_busy = time.monotonic()
     listener.settimeout(_TICK_SECONDS)
     while True:
-        children = {pid for pid in children if not os.waitpid(pid, os.WNOHANG)[0]}
+        ended = {pid: status for pid, status in (os.waitpid(pid, os.WNOHANG) for pid in children) if pid}
+        children -= ended.keys()
+        if any(os.waitstatus_to_exitcode(status) == TOLD_TO_END for status in ended.values()):
+            return
         if children:
             last_busy = time.monotonic()
         elif linger_seconds is not None and time.monotonic() - last_busy > linger_seconds:
@@ -150,14 +164,14 @@ def _become_template(channel: socket.socket) -> NoReturn:
     status = 1
     try:
         channel.setblocking(True)
-        template.serve(channel)
-        status = 0
+        status = template.serve(channel)
     finally:
         os._exit(status)
 
 
 def main() -> None:
     """Run as the child of a run, or as nobody's."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or its children would be nobody's to wait for
     listener, parent = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     if parent:
         die_with(parent)

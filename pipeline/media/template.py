@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 
 from pipeline.config import DecodeConfig, ImagesConfig, LimitsConfig
-from pipeline.media.child import die_with, set_name
+from pipeline.media.child import TOLD_TO_END, die_with, set_name, take_standing
 from pipeline.media.image import allow_pixels
 from pipeline.media.protocol import receive_message, send_message
 from pipeline.media.worker import Worker
@@ -107,12 +107,12 @@ def load() -> None:
     gc.freeze()
 
 
-def serve(channel: socket.socket) -> None:
-    """Take a sandbox's settings and serve it until it hangs up; or end what this was forked from, if asked to."""
+def serve(channel: socket.socket) -> int:
+    """Take a sandbox's settings and serve it until it hangs up; the exit status is TOLD_TO_END where that was asked."""
     settings, _ = receive_message(channel)
     if settings.get("do") == "end":
-        os.kill(os.getppid(), signal.SIGTERM)
-        return
+        return TOLD_TO_END
+    take_standing(**settings["standing"])
     limits = LimitsConfig.model_validate(settings["limits"])
     allow_pixels(limits)
     _bound_memory(limits)
@@ -120,8 +120,9 @@ def serve(channel: socket.socket) -> None:
         DecodeConfig.model_validate(settings["decode"]), ImagesConfig.model_validate(settings["images"]), limits
     )
     send_message(channel, {"ready": True})
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # until here stderr was kept, to say why a start failed
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # until here one's own template kept it, to say why a start failed
     Template(channel, worker).serve()
+    return 0
 
 
 def main() -> None:

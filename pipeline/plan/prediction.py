@@ -7,9 +7,9 @@
 
 Headers are read first; then the other three run at once, so the slowest of them counts. Without a GPU, decoding and
 encoding share the cores, and their CPU time adds up; with one, encoding begins later than decoding does. The GPUs' own
-decoders count as so many cores more, for the codecs that they read. What is left out, and so makes real runs longer:
-filling and emptying the pipeline, keyframes far before a clip's first frame, slow stores, nodes that are lost.
-`docs/growth.md` holds predictions against runs.
+decoders count as so many cores more for the codecs that they read, as if all such clips were local and of sizes that
+they take. What is left out, and so makes real runs longer: filling and emptying the pipeline, keyframes far before a
+clip's first frame, slow stores, nodes that are lost. `docs/growth.md` holds predictions against runs.
 """
 
 import math
@@ -44,8 +44,9 @@ class Prediction:
     """A plan's cost on a cluster. Stage times are wall seconds of that stage alone, at full use of its machines.
 
     `start_seconds` pass before headers are read and decoding begins, `encoder_start_seconds` more before encoding does.
-    `bottleneck` names the longest of them. `help_cores` and `help_gpus` are what would shorten the run most simply, at
-    most as much again as there is, and `helped_seconds` the time with it; all None where machines do not help.
+    `bottleneck` names the longest of them, the encoder's with its start. `help_cores` and `help_gpus` are what would
+    shorten the run most simply, at most as much again as there is, and `helped_seconds` the time with it; all None
+    where machines do not help.
     """
 
     seconds: float
@@ -122,16 +123,16 @@ def _predict(work: Work, cluster: Cluster, rates: Rates) -> Prediction:
         encode = _encode_seconds(work, rates.gpu) / cluster.num_gpus
         encode *= rates.gpu_decoding_slows_encoding if more_decoders else 1.0
         start, encoder_start = rates.gpu_start_seconds, rates.gpu_encoder_start_seconds
-        slowest = encoder_start + encode
+        shared = 0.0
     else:
         encode = _encode_seconds(work, rates.core) / cores
         start, encoder_start = rates.start_seconds, 0.0
-        slowest = decode / cores + encode
+        shared = decode / cores + encode
     driver = rates.driver_seconds_per_request * work.num_requests
     decode_seconds = max((decode - shared_decode) / decoders, decode / (decoders + more_decoders))
-    stages = {DECODE: decode_seconds, ENCODE: encode, DRIVER: driver}
+    stages = {DECODE: decode_seconds, ENCODE: encoder_start + encode, DRIVER: driver}
     before = {START: start, HEADERS: headers / decoders}
-    seconds = sum(before.values()) + max(slowest, *stages.values())
+    seconds = sum(before.values()) + max(shared, *stages.values())
     longest = {**stages, **before}
     return Prediction(
         seconds=seconds,
@@ -150,12 +151,15 @@ def _predict(work: Work, cluster: Cluster, rates: Rates) -> Prediction:
 def _help(found: Prediction, work: Work, cluster: Cluster, rates: Rates) -> tuple[int, int]:
     """Cores and GPUs that would let the next stage be the slowest, at most as many again; (0, 0) where none help."""
     if found.bottleneck in (DECODE, HEADERS):
-        next_seconds = max(found.encode_seconds if cluster.num_gpus else 0.0, found.driver_seconds, 1e-9)
-        more_decoders, _ = _gpus_as_cores(work, cluster, rates)
-        wanted = math.ceil(decode_core_seconds(work, rates) / next_seconds - more_decoders) + 1 - cluster.num_cores
-        return max(1, min(wanted, cluster.num_cores)), 0
+        encode = found.encoder_start_seconds + found.encode_seconds if cluster.num_gpus else 0.0
+        next_seconds = max(encode, found.driver_seconds, 1e-9)
+        decode = decode_core_seconds(work, rates)
+        more_decoders, for_gpus = _gpus_as_cores(work, cluster, rates)
+        least = max(decode - for_gpus, decode - more_decoders * next_seconds)
+        return max(1, min(math.ceil(least / next_seconds) + 1 - cluster.num_cores, cluster.num_cores)), 0
     if found.bottleneck == ENCODE and cluster.num_gpus:
-        next_seconds = max(found.decode_seconds, found.driver_seconds, 1e-9)
+        next_seconds = max(found.decode_seconds, found.driver_seconds) - found.encoder_start_seconds
+        next_seconds = max(next_seconds, 1e-9)
         wanted = math.ceil(found.encode_seconds * cluster.num_gpus / next_seconds) - cluster.num_gpus
         return 0, max(1, min(wanted, cluster.num_gpus))
     return (0, 1) if found.bottleneck == ENCODE else (0, 0)

@@ -2,8 +2,9 @@
 
 Pixels and not frames, because decoding, colour conversion and resizing all go over pixels; three counts and not one,
 because a frame that no sample wants is decoded (or skipped) and nothing else. What a clip reads before its first
-frame, back to the keyframe, is not in the plan and is counted as nothing: long groups of pictures cost more. Where only
-keyframes are wanted, nothing else is decoded, and each counts as three frames, because it has more bits.
+frame, back to the keyframe, is not in the plan and is counted as nothing: long groups of pictures cost more. Where
+keyframes are wanted each counts as three frames, because it has more bits, and nothing else does: a clip without any
+stays exact and costs more than is counted.
 """
 
 from collections.abc import Iterable

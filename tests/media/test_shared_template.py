@@ -68,6 +68,28 @@ def test_closed_sandbox_leaves_the_shared_template_and_nothing_else(made, shared
     assert wait_until(lambda: has_ended(common))
 
 
+def test_decoder_stands_where_its_worker_does(made, shared):
+    """Ray's workers step back for its own processes, and are the first to go when memory runs out."""
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from pipeline.media.shared_template import SharedTemplate\n"
+        "from tests.media.test_shared_template import make_sandbox\n"
+        "os.nice(7)\n"
+        "Path('/proc/self/oom_score_adj').write_text('900')\n"
+        "with make_sandbox(SharedTemplate(sys.argv[2])) as box:\n"
+        "    box.probe(sys.argv[1])\n"
+        "    score = Path(f'/proc/{box.pid}/oom_score_adj').read_text()\n"
+        "    print(os.getpriority(os.PRIO_PROCESS, box.pid), int(score))\n"
+    )
+    with make_sandbox(shared) as first:
+        first.probe(str(made("h264.mp4")))
+        line = [sys.executable, "-c", code, str(made("h264.mp4")), shared.address]
+        ended = subprocess.run(line, capture_output=True, text=True, timeout=60, check=True)
+        assert ended.stdout.split() == [str(7 + os.getpriority(os.PRIO_PROCESS, 0)), "900"]
+        assert os.getpriority(os.PRIO_PROCESS, first.pid) == os.getpriority(os.PRIO_PROCESS, 0)
+
+
 def test_hung_decoder_is_killed_and_the_next_one_has_the_same_template(made, shared):
     with Sandbox(DecodeConfig(timeout_seconds=1), ImagesConfig(), LimitsConfig(), template=shared) as box:
         box.probe(str(made("h264.mp4")))

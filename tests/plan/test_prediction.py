@@ -123,6 +123,19 @@ def test_machines_cost_what_they_are_priced_at_for_as_long_as_the_run_lasts() ->
     assert found.cost(0.04, 2.5) == pytest.approx((5 * 0.04 + 2 * 2.5) * found.seconds / 3600)
 
 
+def test_what_helps_counts_the_encoders_start_and_what_gpus_cannot_read() -> None:
+    rates = replace(make_rates(), gpu_encoder_start_seconds=30.0)
+    balanced = predict(make_work(), Cluster(num_cores=9, num_gpus=1), rates)  # 125 s of decoding, 130 of the encoder
+    assert (balanced.bottleneck, balanced.help_gpus) == (ENCODE, 1)
+    assert predict(make_work(), Cluster(num_cores=5, num_gpus=1), rates).help_cores == 4
+    clips = make_work().by_codec[0][1]
+    mixed = make_work(by_codec=(("h264", replace(clips, read_pixels=10**10)), ("vp9", clips)))
+    slow = predict(mixed, Cluster(num_cores=5, num_gpus=1, gpus_decode=True), make_rates())
+    assert slow.bottleneck == DECODE
+    assert slow.help_cores is not None
+    assert slow.help_cores > 1
+
+
 def test_without_a_gpu_decoding_and_encoding_share_the_cores() -> None:
     found = predict_on(10, 0)
     assert (found.decode_seconds, found.encode_seconds) == (pytest.approx(1000 / 9), pytest.approx(100))
