@@ -6,9 +6,10 @@ import pyarrow as pa
 
 from actors.share import ShareDesk
 from pipeline.config import Config
+from pipeline.media.sandbox import Sandbox
 from pipeline.media.shared_template import SharedTemplate
 from pipeline.plan.schema import unpacked_request
-from pipeline.stages.decode import Decode, Probe
+from pipeline.stages.decode import Decode, Probe, make_sandbox
 from pipeline.stages.prepared import Store
 from pipeline.stages.write import WriteTarget
 
@@ -20,12 +21,16 @@ class Decoders:
     attempts_uri: str | None = None
     template: SharedTemplate | None = None
 
+    def sandbox(self, config: Config) -> Sandbox:
+        """An actor's own decoder process, which ends with the actor."""
+        return make_sandbox(config, self.attempts_uri, self.template)
+
 
 class ProbeActor:
     """Reads the headers of a block of sources."""
 
     def __init__(self, config: Config, decoders: Decoders) -> None:
-        self._stage = Probe(config, attempts_uri=decoders.attempts_uri, template=decoders.template)
+        self._stage = Probe(config, decoders.sandbox(config))
 
     def __call__(self, items: pa.Table) -> pa.Table:
         """Rows of ITEM_SCHEMA to rows of PROBE_SCHEMA."""
@@ -37,7 +42,7 @@ class DecodeActor:
 
     def __init__(self, config: Config, decoders: Decoders, share: ShareDesk | None = None) -> None:
         claim = None if share is None else share.claim
-        self._stage = Decode(config, attempts_uri=decoders.attempts_uri, template=decoders.template, claim=claim)
+        self._stage = Decode(config, decoders.sandbox(config), claim)
 
     def __call__(self, plan: pa.Table) -> pa.Table:
         """One packed row of PLAN_SCHEMA to one row of REQUEST_SCHEMA."""
@@ -48,7 +53,7 @@ class PrepareActor:
     """Turns one plan row into one stored request, which never passes through Ray's object store."""
 
     def __init__(self, config: Config, target: WriteTarget, decoders: Decoders) -> None:
-        self._decode = Decode(config, attempts_uri=decoders.attempts_uri, template=decoders.template)
+        self._decode = Decode(config, decoders.sandbox(config))
         self._store = Store(target)
 
     def __call__(self, plan: pa.Table) -> pa.Table:

@@ -3,25 +3,50 @@
 import ctypes
 import os
 import signal
+import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 import pipeline.media
 
+TOLD_TO_END = 3  # exit status of a template that was asked to end the one that it was forked from
 # One thread a decoder, in the libraries that ask the environment: it also keeps a template fit for forking.
-ENVIRONMENT = {
+ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",
 }
 _LAST_WORDS_BYTES = 2_000
-TOLD_TO_END = 3  # exit status of a template that was asked to end the one that it was forked from
 _OOM_SCORE = Path("/proc/self/oom_score_adj")
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
+
+
+def start_module(
+    module: str,
+    arguments: Sequence[object],
+    *,
+    handles: Sequence[int],
+    stderr: IO[bytes] | int,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Run a module of ours in a fresh interpreter that imports what this one can, and has these open handles.
+
+    It is a session of its own: Ctrl-C is for the run, which then ends its children.
+    """
+    return subprocess.Popen(  # noqa: S603  # our own module, in our own interpreter
+        [sys.executable, "-P", "-m", module, *map(str, arguments)],
+        pass_fds=handles,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        env={**os.environ, **(environment or {}), "PYTHONPATH": os.pathsep.join(_import_path())},
+        start_new_session=True,
+    )
 
 
 def die_with(parent_pid: int) -> None:
@@ -49,7 +74,7 @@ def set_name(name: str) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode("ascii"))
 
 
-def import_path() -> list[str]:
+def _import_path() -> list[str]:
     """Where a child finds this package, and then everything that this process can import."""
     package = Path(pipeline.media.__file__ or "").resolve().parents[2]
     return [str(package), *(entry for entry in sys.path if entry)]

@@ -11,13 +11,12 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 from contextlib import suppress
 from tempfile import TemporaryFile
 from typing import IO, Any
 
 from pipeline.errors import RunError
-from pipeline.media.child import ENVIRONMENT, import_path, last_words, standing
+from pipeline.media.child import ONE_THREAD, last_words, standing, start_module
 from pipeline.media.protocol import receive_message, send_message
 from pipeline.media.shared_template import SharedTemplate
 
@@ -108,14 +107,12 @@ class DecoderProcess:
         ours, theirs = socket.socketpair()
         with theirs:
             self._control = ours
-            self._template = subprocess.Popen(  # noqa: S603  # our own module, in our own interpreter
-                [sys.executable, "-P", "-m", "pipeline.media.template", str(theirs.fileno()), str(os.getpid())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+            self._template = start_module(
+                "pipeline.media.template",
+                (theirs.fileno(), os.getpid()),
+                handles=[theirs.fileno()],
                 stderr=stderr,
-                env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(import_path())},
-                start_new_session=True,  # Ctrl-C is for the run, which then ends its children
+                environment=ONE_THREAD,
             )
         self._greet(ours)
 

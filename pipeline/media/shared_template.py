@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline.media.child import ENVIRONMENT, TOLD_TO_END, die_with, import_path, set_name
+from pipeline.media.child import ONE_THREAD, TOLD_TO_END, die_with, set_name, start_module
 from pipeline.media.protocol import send_message
 
 _LINGER_SECONDS = 60.0  # between two pools of workers may lie planning
@@ -63,15 +63,12 @@ class SharedTemplate:
                     return None
                 raise
             listener.listen(_BACKLOG)
-            handle, parent = listener.fileno(), os.getpid() if as_child else 0
-            process = subprocess.Popen(  # noqa: S603  # our own module, in our own interpreter
-                [sys.executable, "-P", "-m", "pipeline.media.shared_template", str(handle), str(parent)],
-                pass_fds=[handle],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+            process = start_module(
+                "pipeline.media.shared_template",
+                (listener.fileno(), os.getpid() if as_child else 0),
+                handles=[listener.fileno()],
                 stderr=subprocess.DEVNULL,
-                env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(import_path())},
-                start_new_session=True,
+                environment=ONE_THREAD,
             )
         if not as_child:
             try:

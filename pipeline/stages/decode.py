@@ -19,7 +19,10 @@ from pipeline.sources.items import SourceItem
 
 
 def make_sandbox(config: Config, attempts_uri: str | None, template: SharedTemplate | None = None) -> Sandbox:
-    """A decoder process for a run's settings; deaths are written down below `attempts_uri`, if there is one."""
+    """A decoder process for a run's settings.
+
+    Deaths are written down below `attempts_uri`, if there is one; `template` is what this machine's decoders share.
+    """
     attempts = None if attempts_uri is None else Attempts(attempts_uri)
     return Sandbox(config.decode, config.images, config.limits, attempts, template)
 
@@ -30,15 +33,9 @@ class DecodingStage:
     A context manager, or closed by hand.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        shared: Sandbox | None = None,
-        attempts_uri: str | None = None,
-        template: SharedTemplate | None = None,
-    ) -> None:
+    def __init__(self, config: Config, shared: Sandbox | None = None) -> None:
         self._is_shared = shared is not None
-        self._sandbox = shared or make_sandbox(config, attempts_uri, template)
+        self._sandbox = shared or make_sandbox(config, None)
 
     def __enter__(self) -> Self:
         return self
@@ -57,14 +54,8 @@ class DecodingStage:
 class Probe(DecodingStage):
     """Reads headers and hashes contents."""
 
-    def __init__(
-        self,
-        config: Config,
-        shared: Sandbox | None = None,
-        attempts_uri: str | None = None,
-        template: SharedTemplate | None = None,
-    ) -> None:
-        super().__init__(config, shared, attempts_uri, template)
+    def __init__(self, config: Config, shared: Sandbox | None = None) -> None:
+        super().__init__(config, shared)
         self._with_times = config.frames.sampling == "time"
         self._with_keyframes = config.frames.keyframes_only
 
@@ -82,8 +73,6 @@ class Decode(DecodingStage):
     Args:
         config: the run's settings.
         shared: a decoder process to use and leave open.
-        attempts_uri: where decoders' deaths are written down.
-        template: what the decoder processes of this machine share.
         claim: given a request that the GPU may decode, whether it is to; None where there is no such GPU.
     """
 
@@ -91,11 +80,9 @@ class Decode(DecodingStage):
         self,
         config: Config,
         shared: Sandbox | None = None,
-        attempts_uri: str | None = None,
-        template: SharedTemplate | None = None,
         claim: Callable[[str], bool] | None = None,
     ) -> None:
-        super().__init__(config, shared, attempts_uri, template)
+        super().__init__(config, shared)
         self._claim = claim
 
     def __call__(self, plan: pa.Table) -> pa.Table:

@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from pipeline.device.nvdec.session import RefusedError
-from pipeline.media.child import import_path, last_words
+from pipeline.media.child import last_words, start_module
 from pipeline.media.protocol import receive_message, send_message
 
 MOST_ENDS = 3
@@ -103,15 +102,8 @@ class WorkerProcess:
         self._channels, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         handles = [end.fileno() for end in theirs]
         with TemporaryFile() as stderr:
-            self._process = subprocess.Popen(  # noqa: S603  # our own module, in our own interpreter
-                [sys.executable, "-P", "-m", self._module, str(os.getpid()), *self._arguments, *map(str, handles)],
-                pass_fds=handles,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(import_path())},
-                start_new_session=True,  # Ctrl-C is for the run, which then ends its children
-            )
+            arguments = (os.getpid(), *self._arguments, *handles)
+            self._process = start_module(self._module, arguments, handles=handles, stderr=stderr)
             for end in theirs:
                 end.close()
             try:
