@@ -54,11 +54,7 @@ def survey(sources: list[str], config: Config, *, with_decoding: bool) -> Survey
             seconds += report.decode_seconds
     vision = checkpoint.vision
     work = summarize(plans, vision, keyframes_only=config.frames.keyframes_only).work
-    return Survey(
-        work=work,
-        vision=vision,
-        cpu_seconds=seconds,
-    )
+    return Survey(work=work, vision=vision, cpu_seconds=seconds)
 
 
 def run_once(sources: list[str], out: str, config: Config, runner: RunnerName) -> dict[str, Any]:

@@ -78,7 +78,6 @@ class RayRunner:
         self._template = SharedTemplate()
         self._template_process: subprocess.Popen[bytes] | None = None
         self._decoders = Decoders(attempts_uri=attempts_uri, template=self._template)
-        self._attempts_uri = attempts_uri
         self._address = address
         self._started_here = False
         self._is_local = False
@@ -99,18 +98,18 @@ class RayRunner:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._started_here:
-            # A pipeline that was interrupted lives on in the error's frames. It goes while Ray is still there, or it
-            # would ask a Ray that is gone what it has, and that starts another one.
-            traceback.clear_frames(trace)
         try:
             if self._started_here:
+                # A pipeline that was interrupted lives on in the error's frames. It goes while Ray is still there, or
+                # it would ask a Ray that is gone what it has, and that starts another one.
+                traceback.clear_frames(trace)
                 ray.shutdown()
         finally:
             self._end_template()
 
     def probe(self, items: Sequence[SourceItem], config: Config) -> Generator[ProbeResult]:
         """Read headers in parallel, a block of sources a task."""
+        self._start_template()
         blocks = [
             items_table(items[start : start + _SOURCES_PER_BLOCK]) for start in range(0, len(items), _SOURCES_PER_BLOCK)
         ]
@@ -138,20 +137,18 @@ class RayRunner:
     def _pipeline(self, requests: Sequence[RequestPlan], job: Job) -> Dataset:
         one_row: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": 1}
         blocks = [packed_request(request) for request in requests]
-        encoders = dict(one_row)
+        decoders, encoders = one_row | self._decoder_pool(len(blocks)), dict(one_row)
         dataset = self._dataset(blocks)
+        if job.prepared_uri is None:
+            self._start_template()
         if job.makes is Kind.REQUESTS:
             prepare = (job.config, job.target, self._decoders)
-            return dataset.map_batches(
-                PrepareActor, fn_constructor_args=prepare, **one_row, **self._decoder_pool(len(blocks))
-            )
+            return dataset.map_batches(PrepareActor, fn_constructor_args=prepare, **decoders)
         if job.prepared_uri is None:
             share = ShareDesk.start() if self._shares_decoding else None
             decode = (job.config, self._decoders, share)
-            decoded = dataset.map_batches(
-                DecodeActor, fn_constructor_args=decode, **one_row, **self._decoder_pool(len(blocks))
-            )
-            encoders["fn_constructor_args"] = (job.config, job.model, self._attempts_uri, share)
+            decoded = dataset.map_batches(DecodeActor, fn_constructor_args=decode, **decoders)
+            encoders["fn_constructor_args"] = (job.config, job.model, self._decoders.attempts_uri, share)
             encoded = decoded.map_batches(EncodeActor, **encoders, **self._encode_placement())
         else:
             encoders["fn_constructor_args"] = (job.config, job.model, job.prepared_uri)
@@ -175,7 +172,6 @@ class RayRunner:
         A pool that may shrink lets idle workers go where the encoder is the slower one, and starts them again when the
         store has run empty: a stand-in for a GPU at 60 ms a request took 72 ms, and 64 with the workers kept.
         """
-        self._start_template()
         most = min(self._decode_workers, num_blocks)
         initial = min(most, self._fitting_decoders)
         # Of several nodes one may be lost, and the later stages then need room that idle workers must give up.
@@ -238,8 +234,7 @@ class RayRunner:
         """With a GPU, a store small enough to be registered with CUDA; else Ray's own choice."""
         if self._config.encode.device == "cpu":
             return None
-        settings = self._config.ray
-        num_workers = settings.decode_workers or max(1, (settings.num_cpus or os.cpu_count() or 1) - 1)
+        num_workers = self._decode_workers_on(self._config.ray.num_cpus or os.cpu_count() or 1)
         return suggested_store_bytes(self._config.request.max_patches * _VIDEO_ROW_BYTES, num_workers)
 
     @property
@@ -252,7 +247,10 @@ class RayRunner:
 
     @property
     def _decode_workers(self) -> int:
-        return self._config.ray.decode_workers or max(1, int(self._cores) - 1)
+        return self._decode_workers_on(self._cores)
+
+    def _decode_workers_on(self, num_cores: float) -> int:
+        return self._config.ray.decode_workers or max(1, int(num_cores) - 1)
 
     @property
     def _cores_per_decoder(self) -> float:

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.device.nvdec.eligible import may_decode_on_device
+from pipeline.device.nvdec.eligible import LEAST_SIDE, may_decode_on_device
 from pipeline.media.byte_range import ByteRange
+from pipeline.plan.rates import GPU_CODECS
 from pipeline.plan.schema import Clip, RequestPlan
 from tests.plan.factories import make_clip, make_image
 
@@ -62,3 +63,7 @@ def test_images_are_not_for_the_gpu():
 )
 def test_only_local_files_and_members_of_local_shards_are(uri, byte_ranges, expected):
     assert may(replace(make_clip(uri), byte_ranges=byte_ranges)) is expected
+
+
+def test_what_is_foretold_for_the_gpus_decoders_is_what_they_are_given():
+    assert set(GPU_CODECS) == set(LEAST_SIDE)
