@@ -56,6 +56,9 @@ _SOURCES_PER_BLOCK = 32
 _CPU_ENCODER_CORES = 0.5
 _WRITER_CORES = 0.05
 _VIDEO_ROW_BYTES = 1536
+_REQUESTS_AHEAD = 4096  # some four shards of pictures
+_DECODERS_PER_SIDE_WORKER = 4
+_SIDE_WORKER_CORES = 0.01
 _MOST_REQUESTS = 16_384  # of one pass through the pools: 70 KB of the driver's memory each, until it ends
 _CALLS_PER_GPU_ACTOR = 2  # one request is encoded while the next one is copied
 _CALLS_PER_WRITER = 4  # a put into an object store is mostly waiting; tokens are hundreds of megabytes each
@@ -72,11 +75,13 @@ class RayRunner:
     """
 
     name = "ray"
+    requests_ahead = _REQUESTS_AHEAD
 
     def __init__(self, config: Config, address: str | None = None, attempts_uri: str | None = None) -> None:
         self._config = config
         self._template = SharedTemplate()
         self._template_process: subprocess.Popen[bytes] | None = None
+        self._template_lock = threading.Lock()
         self._decoders = Decoders(attempts_uri=attempts_uri, template=self._template)
         self._address = address
         self._started_here = False
@@ -107,7 +112,9 @@ class RayRunner:
         finally:
             self._end_template()
 
-    def probe(self, items: Sequence[SourceItem], config: Config) -> Generator[ProbeResult]:
+    def probe(
+        self, items: Sequence[SourceItem], config: Config, *, beside_a_run: bool = False
+    ) -> Generator[ProbeResult]:
         """Read headers in parallel, a block of sources a task."""
         self._start_template()
         blocks = [
@@ -118,7 +125,7 @@ class RayRunner:
             fn_constructor_args=(config, self._decoders),
             batch_format="pyarrow",
             batch_size=None,
-            **self._decoder_pool(len(blocks)),
+            **(self._side_pool(len(blocks)) if beside_a_run else self._decoder_pool(len(blocks))),
         )
         for table in _tables(dataset):
             yield from results_of(table)
@@ -181,11 +188,19 @@ class RayRunner:
             "compute": ActorPoolStrategy(min_size=least, max_size=most, initial_size=initial),
         }
 
+    def _side_pool(self, num_blocks: int) -> dict[str, Any]:
+        """Workers that read headers while the cores belong to a run: a header is at most a fifth of decoding."""
+        return {
+            "num_cpus": _SIDE_WORKER_CORES,
+            "compute": ActorPoolStrategy(size=min(self._side_workers, num_blocks)),
+        }
+
     def _start_template(self) -> None:
         """Load what decoders need while their workers start, where those are sure to be like this process."""
-        if self._template_process is None and self._is_local:
-            with suppress(OSError):  # then each worker loads its own
-                self._template_process = self._template.start(as_child=True)
+        with self._template_lock:
+            if self._template_process is None and self._is_local:
+                with suppress(OSError):  # then each worker loads its own
+                    self._template_process = self._template.start(as_child=True)
 
     def _end_template(self) -> None:
         if self._template_process is None:
@@ -246,6 +261,10 @@ class RayRunner:
         return math.ceil(self._encode_workers / _ENCODERS_PER_WRITER)
 
     @property
+    def _side_workers(self) -> int:
+        return math.ceil(self._decode_workers / _DECODERS_PER_SIDE_WORKER)
+
+    @property
     def _decode_workers(self) -> int:
         return self._decode_workers_on(self._cores)
 
@@ -267,9 +286,9 @@ class RayRunner:
 
     @property
     def _cores_for_decoders(self) -> float:
-        """What writers and encoders without a GPU leave of the cores."""
+        """What writers, readers of the next shard's headers, and encoders without a GPU leave of the cores."""
         encoders = 0.0 if self._on_gpu else _CPU_ENCODER_CORES * self._encode_workers
-        return self._cores - _WRITER_CORES * self._write_workers - encoders
+        return self._cores - _WRITER_CORES * self._write_workers - _SIDE_WORKER_CORES * self._side_workers - encoders
 
     @property
     def _fitting_decoders(self) -> int:

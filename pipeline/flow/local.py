@@ -30,6 +30,7 @@ class LocalRunner:
 
     name = "local"
     capacity = Capacity(decode=1, encode=1)
+    requests_ahead = 0
 
     def __init__(self, config: Config, attempts_uri: str | None = None) -> None:
         self._attempts_uri = attempts_uri
@@ -43,8 +44,11 @@ class LocalRunner:
     ) -> None:
         self.sandbox.close()
 
-    def probe(self, items: Sequence[SourceItem], config: Config) -> Generator[ProbeResult]:
-        """Read headers one by one."""
+    def probe(
+        self, items: Sequence[SourceItem], config: Config, *, beside_a_run: bool = False
+    ) -> Generator[ProbeResult]:
+        """Read headers one by one; never beside a run, which has the one decoder process."""
+        assert not beside_a_run
         probe = Probe(config, self.sandbox)
         for item in items:
             yield from results_of(probe(items_table([item])))

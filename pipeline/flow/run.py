@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +13,7 @@ from pipeline.config import Config, override_config
 from pipeline.errors import UsageError
 from pipeline.flow.error_rate import ErrorRate
 from pipeline.flow.forecast import measured_rates
+from pipeline.flow.lookahead import Lookahead
 from pipeline.flow.plan_store import (
     Missing,
     announce_retry,
@@ -35,6 +36,7 @@ from pipeline.media.inside import container_of
 from pipeline.media.location import path_uri
 from pipeline.plan.clips import Recipe
 from pipeline.plan.planner import EMPTY_PLAN, Plan, Prober, make_plan
+from pipeline.plan.probe import ProbeResult
 from pipeline.plan.retry import failed_media
 from pipeline.plan.schema import RequestPlan
 from pipeline.plan.shards import ShardLimits, cut
@@ -57,7 +59,7 @@ from pipeline.sink.run_record import (
     write_run_record,
 )
 from pipeline.sink.schema import errors_schema
-from pipeline.sources.listing import Listing, list_sources
+from pipeline.sources.listing import Listing, SourceItem, list_sources
 from pipeline.stages.write import WriteTarget
 
 __all__ = ["OpenRun", "RunSummary", "RunnerName", "embed", "make_runner", "plan_only", "prepare", "retry"]
@@ -291,39 +293,40 @@ class OpenRun:
         check_whole(prepared)
         check_extends(self._folder, prepared)
         self._prepared = prepared
-        return self._execute((self._take_over(prepared, stem) for stem in plan_stems(prepared)), runner)
+        return self._execute(lambda _: (self._take_over(prepared, stem) for stem in plan_stems(prepared)), runner)
 
     def embed(self, listing: Listing, runner: Runner) -> RunSummary:
-        """Plan what is new, shard by shard, and do what is missing of each before the next is planned."""
+        """Plan what is new, shard by shard, and do what is missing of each while the next ones are planned."""
         self._display.note(f"sources: {len(listing.items) + len(listing.failures)} found, reading headers")
         parts = assign(self._folder, listing, ShardLimits.of(self._config.sources))
-        return self._execute((self._extend(stem, part, runner) for stem, part in parts), runner)
+        return self._execute(lambda probe: (self._extend(stem, part, probe) for stem, part in parts), runner)
 
     def retry(self, runner: Runner) -> RunSummary:
         """Do only what failed again: read the failed sources' headers, decode the failed clips."""
         failed = set(self._folder.fragments(Kind.ERRORS)).intersection(planned_requests(self._folder))
         self._display.note(f"retry: failed clips of {len(failed)} requests, and the sources that failed")
         announce_retry(self._folder, failed | announced_retry(self._folder))
-        return self._execute((self._retry_sources(stem, runner) for stem in plan_stems(self._folder)), runner)
+        stems = plan_stems(self._folder)
+        return self._execute(lambda probe: (self._retry_sources(stem, probe) for stem in stems), runner)
 
     def _take_over(self, prepared: OutputFolder, stem: str) -> Plan:
         plan = read_plan(prepared, stem)
         self._write_plan(stem, plan, read_plan(self._folder, stem))
         return plan
 
-    def _extend(self, stem: str, listing: Listing, runner: Runner) -> Plan:
+    def _extend(self, stem: str, listing: Listing, probe: Prober) -> Plan:
         known = read_plan(self._folder, stem)
-        return self._plan(stem, known, known, listing, runner)
+        return self._plan(stem, known, known, listing, probe)
 
-    def _retry_sources(self, stem: str, runner: Runner) -> Plan:
+    def _retry_sources(self, stem: str, probe: Prober) -> Plan:
         written = read_plan(self._folder, stem)
         listing, rest = failed_media(written, self._config.sources)
-        return self._plan(stem, written, rest, listing, runner)
+        return self._plan(stem, written, rest, listing, probe)
 
-    def _plan(self, stem: str, written: Plan, known: Plan, listing: Listing, runner: Runner) -> Plan:
+    def _plan(self, stem: str, written: Plan, known: Plan, listing: Listing, probe: Prober) -> Plan:
         """Plan what the listing holds and `known` does not, and write it down where it differs from `written`."""
         recipe = Recipe(preprocessing=self._checkpoint.preprocessing, config=self._config)
-        plan = make_plan(listing, known, lambda items: runner.probe(items, self._config), recipe)
+        plan = make_plan(listing, known, probe, recipe)
         self._write_plan(stem, plan, written)
         return plan
 
@@ -333,14 +336,22 @@ class OpenRun:
             schema = errors_schema(model=self._model, config_hash=self._record.config_hash)
             write_plan(self._folder, stem, plan, schema)
 
-    def _execute(self, plans: Iterable[Plan], runner: Runner) -> RunSummary:
+    def _execute(self, make_plans: Callable[[Prober], Iterator[Plan]], runner: Runner) -> RunSummary:
         """Run what is missing of each shard, and leave `run.json` and a summary."""
         started = time.monotonic()
+
+        def probe(items: Sequence[SourceItem]) -> Iterator[ProbeResult]:
+            with closing(runner.probe(items, self._config, beside_a_run=ahead.is_beside)) as results:
+                for result in results:
+                    yield result
+                    ahead.check()
+
+        ahead = Lookahead(make_plans(probe), size_of=lambda plan: len(plan.requests), most=runner.requests_ahead)
         if self._model.random_weights and self._makes is Kind.EMBEDDINGS:
             self._display.note(f"model {self._model.model_id}: seeded random weights; the vectors mean nothing")
         progress = Progress(capacity=runner.capacity)
         planned = Planned(keyframes_only=self._config.frames.keyframes_only)
-        with closing(runner.run(self._waves(plans, planned, progress), self._job())) as receipts:
+        with ahead, closing(runner.run(self._waves(ahead, planned, progress), self._job())) as receipts:
             for receipt in receipts:
                 progress.add(receipt)
                 self._display.update(progress)
@@ -354,30 +365,37 @@ class OpenRun:
         write_run_record(self._folder, finished_record(self._record, summary, progress, rates))
         return summary
 
-    def _waves(self, plans: Iterable[Plan], planned: Planned, progress: Progress) -> Iterator[list[RequestPlan]]:
-        """What is to do of each shard, as the runner comes to ask for it; that is when it is planned."""
+    def _waves(self, ahead: Lookahead[Plan], planned: Planned, progress: Progress) -> Iterator[list[RequestPlan]]:
+        """What is to do of the shards that are planned when the runner comes to ask for more."""
         todo = Missing(self._folder, self._makes)
-        waiting = iter(plans)
         while True:
             with progress.planning():
-                plan = next(waiting, None)
-                if plan is None:
-                    return
-                missing = todo.of(plan.requests)
-                if self._prepared is not None:  # stored requests are whole: what a retry began is done with all clips
-                    ids = {request.request_id for request in missing}
-                    missing = [request for request in plan.requests if request.request_id in ids]
-                planned.add(plan, missing, self._checkpoint.vision)
-                progress.expect(missing, num_failures=len(plan.failures))
-                self._display.note(
-                    f"plan: {planned.num_sources} sources, {planned.num_clip_rows} clips in {planned.num_requests} "
-                    f"requests, {progress.num_requests} of them to do"
-                )
-                self._rate.check_sources(planned.num_failed_sources, planned.num_sources)
-                del plan
+                plans = ahead.take()
+            if not plans:
+                return
+            missing: list[RequestPlan] = []
+            for plan in plans:
+                to_do = self._to_do(plan, todo)
+                planned.add(plan, to_do, self._checkpoint.vision)
+                progress.expect(to_do, num_failures=len(plan.failures))
+                missing += to_do
+            self._display.note(
+                f"plan: {planned.num_sources} sources, {planned.num_clip_rows} clips in {planned.num_requests} "
+                f"requests, {progress.num_requests} of them to do"
+            )
+            self._rate.check_sources(planned.num_failed_sources, planned.num_sources)
+            del plans, plan, to_do
             if missing:
                 yield missing
-            del missing  # or a shard's clips would still be here while the next one is planned
+            del missing  # or these clips would still be here while the next ones are waited for
+
+    def _to_do(self, plan: Plan, todo: Missing) -> list[RequestPlan]:
+        missing = todo.of(plan.requests)
+        if self._prepared is None:
+            return missing
+        # Stored requests are whole: what a retry began is done with all clips.
+        ids = {request.request_id for request in missing}
+        return [request for request in plan.requests if request.request_id in ids]
 
     def _commit_table(self) -> str | None:
         """Bring the copy of the embeddings up to date, where one is asked for, and say where it is.

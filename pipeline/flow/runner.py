@@ -38,10 +38,14 @@ class Capacity:
 
 
 class Runner(Protocol):
-    """Calls the stages; a context manager that owns its workers."""
+    """Calls the stages; a context manager that owns its workers.
+
+    `requests_ahead`: more are planned beside a run while fewer than these are waiting; 0 where the two take turns.
+    """
 
     name: str
     capacity: Capacity
+    requests_ahead: int
 
     def __enter__(self) -> Self: ...
 
@@ -49,8 +53,10 @@ class Runner(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def probe(self, items: Sequence[SourceItem], config: Config) -> Generator[ProbeResult]:
-        """Read headers, results in any order."""
+    def probe(
+        self, items: Sequence[SourceItem], config: Config, *, beside_a_run: bool = False
+    ) -> Generator[ProbeResult]:
+        """Read headers, results in any order; beside a run in another thread, and with fewer workers."""
         ...
 
     def run(self, waves: Iterable[Sequence[RequestPlan]], job: Job) -> Generator[Receipt]:

@@ -1,3 +1,4 @@
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,13 +15,14 @@ from pipeline.flow.cluster import RayRunner
 from pipeline.flow.runner import Job
 from pipeline.plan.clips import Recipe
 from pipeline.plan.planner import EMPTY_PLAN, make_plan
+from pipeline.plan.probe import ProbeResult
 from pipeline.plan.schema import packed_request
 from pipeline.request.table import unwrap_request
 from pipeline.sink.embeddings import RowSettings
 from pipeline.sink.output import OutputFolder
 from pipeline.sink.run_record import ModelIdentity
 from pipeline.sink.verify import verify_output
-from pipeline.sources.listing import list_sources
+from pipeline.sources.listing import SourceItem, list_sources
 from pipeline.stages.write import WriteTarget
 from tests.flow.tables import embeddings_of, errors_of, fragments_of
 from tests.test_checkpoint import write_checkpoint
@@ -58,6 +60,29 @@ def test_the_number_of_workers_does_not_change_a_row(
     config = CONFIG.model_copy(update={"ray": workers})
     embed(corpus, tmp_path / "OUT", config=config, runner="ray")
     assert embeddings_of(done).equals(embeddings_of(tmp_path / "OUT"))
+
+
+def test_shards_are_planned_beside_the_run_of_those_before_them_to_the_same_rows(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = CONFIG.model_copy(update={"sources": CONFIG.sources.model_copy(update={"shard_sources": 2})})
+    beside: list[bool] = []
+    read_headers = RayRunner.probe
+
+    def probe(
+        runner: RayRunner, items: Sequence[SourceItem], config: Config, *, beside_a_run: bool = False
+    ) -> Generator[ProbeResult]:
+        beside.append(beside_a_run)
+        return read_headers(runner, items, config, beside_a_run=beside_a_run)
+
+    monkeypatch.setattr(RayRunner, "probe", probe)
+    summary = embed(corpus, tmp_path / "ray", config=config, runner="ray")
+    embed(corpus, tmp_path / "local", config=config, runner="local")
+    assert summary.num_sources == 9
+    assert beside == [False, True, True, True, True]
+    assert embeddings_of(tmp_path / "ray").equals(embeddings_of(tmp_path / "local"))
+    assert errors_of(tmp_path / "ray").equals(errors_of(tmp_path / "local"))
+    assert verify_output(OutputFolder(str(tmp_path / "ray"))).ok
 
 
 class WhereIsIt:
