@@ -40,6 +40,7 @@ def machine(config: Config, num_cores: int | None = None, num_gpus: int | None =
         num_gpus=found_gpus if num_gpus is None else num_gpus,
         decode_workers=config.ray.decode_workers,
         gpus_decode=config.decode.gpu == "auto",
+        shard_sources=config.sources.shard_sources,
     )
 
 

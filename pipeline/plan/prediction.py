@@ -5,7 +5,8 @@
     encode    requests * seconds a request + operations / rate             over the GPUs, or all cores together
     driver    requests * what Ray Data's executor spends on one            one process
 
-Headers are read first; then the other three run at once, so the slowest of them counts. Without a GPU, decoding and
+The first shard's headers are read first; then the other three run at once, and the slowest of them counts. The other
+shards' headers are read beside that, by the cores that decode. Without a GPU, decoding and
 encoding share the cores, and their CPU time adds up; with one, encoding begins later than decoding does. The GPUs' own
 decoders count as so many cores more for the codecs that they read, as if all such clips were local and of sizes that
 they take. What is left out, and so makes real runs longer: filling and emptying the pipeline, keyframes far before a
@@ -25,13 +26,15 @@ START, HEADERS, DECODE, ENCODE, DRIVER = "start-up", "headers", "decode", "encod
 class Cluster:
     """What a run may use. `decode_workers` None: a worker a core, less one for the rest, as a run has them.
 
-    `gpus_decode`: the GPUs' own decoders work, too.
+    `gpus_decode`: the GPUs' own decoders work, too. `shard_sources`: how many sources' headers are read before decoding
+    begins; None for all.
     """
 
     num_cores: int
     num_gpus: int
     decode_workers: int | None = None
     gpus_decode: bool = False
+    shard_sources: int | None = None
 
     @property
     def num_decoders(self) -> int:
@@ -86,6 +89,17 @@ def decode_core_seconds(work: Work, rates: Rates) -> float:
     return rates.decode_pace * sum(_clip_seconds(part, rates.decode_rate(codec)) for codec, part in work.by_codec)
 
 
+def _headers(work: Work, cluster: Cluster, rates: Rates) -> tuple[float, float]:
+    """CPU seconds for the headers of the first shard, and of all others."""
+    seconds = (
+        rates.seconds_per_video * work.num_videos
+        + rates.seconds_per_image * (work.num_sources - work.num_videos)
+        + rates.seconds_per_hashed_byte * work.hashed_bytes
+    )
+    first = 1.0 if cluster.shard_sources is None else min(1.0, cluster.shard_sources / max(1, work.num_sources))
+    return first * seconds, (1 - first) * seconds
+
+
 def _clip_seconds(work: ClipWork, rate: DecodeRate) -> float:
     return rate.seconds_per_clip * work.num_clips + 1e-9 * (
         rate.ns_per_read_pixel * work.read_pixels
@@ -112,12 +126,8 @@ def _encode_seconds(work: Work, rate: EncodeRate) -> float:
 
 def _predict(work: Work, cluster: Cluster, rates: Rates) -> Prediction:
     decoders, cores = cluster.num_decoders, cluster.num_cores
-    headers = (
-        rates.seconds_per_video * work.num_videos
-        + rates.seconds_per_image * (work.num_sources - work.num_videos)
-        + rates.seconds_per_hashed_byte * work.hashed_bytes
-    )
-    decode = decode_core_seconds(work, rates)
+    headers, headers_beside = _headers(work, cluster, rates)
+    decode = decode_core_seconds(work, rates) + headers_beside
     more_decoders, shared_decode = _gpus_as_cores(work, cluster, rates)
     if cluster.num_gpus:
         encode = _encode_seconds(work, rates.gpu) / cluster.num_gpus
@@ -153,7 +163,7 @@ def _help(found: Prediction, work: Work, cluster: Cluster, rates: Rates) -> tupl
     if found.bottleneck in (DECODE, HEADERS):
         encode = found.encoder_start_seconds + found.encode_seconds if cluster.num_gpus else 0.0
         next_seconds = max(encode, found.driver_seconds, 1e-9)
-        decode = decode_core_seconds(work, rates)
+        decode = decode_core_seconds(work, rates) + _headers(work, cluster, rates)[1]
         more_decoders, for_gpus = _gpus_as_cores(work, cluster, rates)
         least = max(decode - for_gpus, decode - more_decoders * next_seconds)
         return max(1, min(math.ceil(least / next_seconds) + 1 - cluster.num_cores, cluster.num_cores)), 0

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli.app import app
 from pipeline.config import load_config
+from pipeline.flow.cluster import SPILL_FROM
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 
@@ -125,3 +126,9 @@ def test_object_stores_lie_in_memory_and_hold_sixteen_requests_a_gpu(name: str) 
         assert store_bytes < gibibytes(volume["emptyDir"]["sizeLimit"])
         assert store_bytes < gibibytes(container(group)["resources"]["limits"]["memory"]) / 2
         assert store_bytes >= 16 * request_bytes * int(group["rayStartParams"].get("num-gpus", 1))
+
+
+@BOTH
+def test_workers_spill_from_where_a_ray_that_is_started_here_does(name: str) -> None:
+    for group in groups(name).values():
+        assert container(group)["env"] == [{"name": "RAY_object_spilling_threshold", "value": str(SPILL_FROM)}]

@@ -96,6 +96,19 @@ def test_encoding_on_a_gpu_begins_later_than_decoding() -> None:
     assert predict(make_work(), Cluster(num_cores=5, num_gpus=1), rates).seconds == pytest.approx(8 + 250)
 
 
+def test_the_first_shards_headers_come_before_and_the_others_beside_decoding() -> None:
+    rates = replace(make_rates(), seconds_per_video=4.0)  # 400 seconds of one core
+    cluster = Cluster(num_cores=5, num_gpus=1)
+    whole = predict(make_work(), cluster, rates)
+    assert (whole.headers_seconds, whole.decode_seconds) == pytest.approx((100, 250))
+    in_shards = predict(make_work(), replace(cluster, shard_sources=25), rates)
+    assert (in_shards.headers_seconds, in_shards.decode_seconds) == pytest.approx((25, 325))
+    assert in_shards.seconds == pytest.approx(whole.seconds)
+    behind_the_encoder = replace(cluster, num_cores=41, shard_sources=25)
+    assert predict(make_work(), behind_the_encoder, rates).seconds == pytest.approx(5 + 2.5 + 100)
+    assert predict(make_work(), replace(cluster, shard_sources=1000), rates) == whole
+
+
 def test_the_gpus_own_decoders_stand_for_cores_for_the_codecs_that_they_read() -> None:
     cluster = Cluster(num_cores=5, num_gpus=1, gpus_decode=True)
     found = predict(make_work(), cluster, make_rates())  # 4e9 pixels a second are four cores' here
