@@ -7,7 +7,7 @@ then a view of the object store's mapping. Measured with Ray 2.60; the settings 
 - `target_max_block_size` 1 MiB: with the default 128 MiB, sixteen requests arrived in three calls.
 - the stages may fill 0.8 of the store (half by default), and a tenth of that is kept for each stage's own outputs (half
   by default, a third of it each): of 15 decode workers 6 to 9 were at work for want of room that nothing else wanted.
-- a Ray that is started here spills from 0.95 of its store on. By default it is 0.8, where such a run always is: the next
+- a Ray that is started here spills from 0.95 of its store on. By default it is 0.8, where a run always is: the next
   requests were written to disk and read back (a stall of 0.7 to 1.2 s, then 0.15 s a request).
 - eight requests in flight per encode actor: the executor polls every 100 ms, and two starve a fast GPU. For the same
   reason a writer is given 32: with the two that are usual, ten requests a second were all that it could write.
