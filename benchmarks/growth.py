@@ -44,6 +44,7 @@ from pipeline.sources.listing import Listing, SourceItem
 
 _MEGABYTE = 1 << 20
 _FILES_PER_FOLDER = 1000
+_REQUESTS_IN_STORE = 8
 
 
 def make_images(folder: Path, count: int, side: int) -> None:
@@ -82,6 +83,10 @@ def peak_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / _MEGABYTE
 
 
+def _requests_bytes(arguments: argparse.Namespace) -> int:
+    return _REQUESTS_IN_STORE * arguments.max_patches * 1536
+
+
 def run_once(folder: str, out: str, workers: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Embed a folder and say what it took; called in a fresh process, which is the driver."""
     config = Config.from_values(
@@ -90,7 +95,7 @@ def run_once(folder: str, out: str, workers: int, arguments: argparse.Namespace)
             "request": {"max_patches": arguments.max_patches},
             "sources": {"shard_sources": arguments.shard_sources},
             "encode": {"device": "cpu", "threads": 1},
-            "ray": {"decode_workers": workers, "object_store_bytes": 256 << 20},
+            "ray": {"decode_workers": workers, "object_store_bytes": max(256 << 20, _requests_bytes(arguments))},
         }
     )
     summary = embed(folder, out, config=config, runner=arguments.runner)
