@@ -23,6 +23,7 @@ import signal
 import subprocess
 import threading
 import traceback
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,7 +44,7 @@ from pipeline.config import Config, RayConfig
 from pipeline.device.store_mapping import suggested_store_bytes
 from pipeline.errors import PatchwireError, RunError, UsageError
 from pipeline.flow.address import require_answer
-from pipeline.flow.runner import Capacity, Job
+from pipeline.flow.runner import Capacity, Job, MainRun
 from pipeline.media.shared_template import SharedTemplate
 from pipeline.plan.probe import ProbeResult, items_table, results_of
 from pipeline.plan.schema import RequestPlan, packed_request
@@ -54,14 +55,15 @@ from pipeline.sources.listing import SourceItem
 _BLOCK_BYTES = 1 << 20
 _STORE_SHARE = 0.8
 SPILL_FROM = 0.95
+_SPILL_VARIABLE = "RAY_object_spilling_threshold"
 _RESERVED_SHARE = 0.1
 _SOURCES_PER_BLOCK = 32
 _CPU_ENCODER_CORES = 0.5
 _WRITER_CORES = 0.05
 _VIDEO_ROW_BYTES = 1536
-_REQUESTS_AHEAD = 4096  # some four shards of pictures
-_DECODERS_PER_SIDE_WORKER = 4
-_SIDE_WORKER_CORES = 0.01
+_DECODERS_PER_READER = 4
+_READER_CORES = 0.01  # of headers, beside a run
+_READER_PATIENCE_SECONDS = 1.0
 _MOST_REQUESTS = 16_384  # of one pass through the pools: 70 KB of the driver's memory each, until it ends
 _CALLS_PER_GPU_ACTOR = 2  # one request is encoded while the next one is copied
 _CALLS_PER_WRITER = 4  # a put into an object store is mostly waiting; tokens are hundreds of megabytes each
@@ -78,13 +80,12 @@ class RayRunner:
     """
 
     name = "ray"
-    requests_ahead = _REQUESTS_AHEAD
+    plans_ahead = True
 
     def __init__(self, config: Config, address: str | None = None, attempts_uri: str | None = None) -> None:
         self._config = config
         self._template = SharedTemplate()
         self._template_process: subprocess.Popen[bytes] | None = None
-        self._template_lock = threading.Lock()
         self._decoders = Decoders(attempts_uri=attempts_uri, template=self._template)
         self._address = address
         self._started_here = False
@@ -116,22 +117,54 @@ class RayRunner:
             self._end_template()
 
     def probe(
-        self, items: Sequence[SourceItem], config: Config, *, beside_a_run: bool = False
+        self, items: Sequence[SourceItem], config: Config, beside: MainRun | None = None
     ) -> Generator[ProbeResult]:
         """Read headers in parallel, a block of sources a task."""
-        self._start_template()
         blocks = [
             items_table(items[start : start + _SOURCES_PER_BLOCK]) for start in range(0, len(items), _SOURCES_PER_BLOCK)
         ]
+        if beside is not None:
+            yield from self._probe_beside(blocks, config, beside)
+            return
+        self._start_template()
         dataset = self._dataset(blocks).map_batches(
             ProbeActor,
             fn_constructor_args=(config, self._decoders),
             batch_format="pyarrow",
             batch_size=None,
-            **(self._side_pool(len(blocks)) if beside_a_run else self._decoder_pool(len(blocks))),
+            **self._decoder_pool(len(blocks)),
         )
         for table in _tables(dataset):
             yield from results_of(table)
+
+    def _probe_beside(self, blocks: Iterable[pa.Table], config: Config, main: MainRun) -> Generator[ProbeResult]:
+        """Read headers with a quarter of the decode workers, or with as many as there are where the run waits for them.
+
+        With actors of our own: of two pipelines Ray Data gives each half of the object store, whatever they need, and
+        one cannot be left before it has a result.
+        """
+        reader = ray.remote(num_cpus=_READER_CORES, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")(
+            ProbeActor
+        )
+        waiting = deque(blocks)
+        idle: list[Any] = []
+        busy: dict[Any, Any] = {}
+        try:
+            while waiting or busy:
+                main.check()
+                wanted = self._decode_workers if main.is_awaited else self._readers
+                while waiting and len(busy) < wanted:
+                    actor: Any = idle.pop() if idle else reader.remote(config, self._decoders)
+                    busy[actor.__call__.remote(waiting.popleft())] = actor
+                done, _ = ray.wait(list(busy), timeout=_READER_PATIENCE_SECONDS)
+                for result in done:
+                    idle.append(busy.pop(result))
+                    yield from results_of(ray.get(result))
+        except ray.exceptions.RayError as error:
+            raise _cause(error) from error
+        finally:
+            for actor in [*idle, *busy.values()]:
+                ray.kill(actor)
 
     def run(self, waves: Iterable[Sequence[RequestPlan]], job: Job) -> Generator[Receipt]:
         """Stream requests through the pools; a receipt for each as it has been written.
@@ -191,19 +224,11 @@ class RayRunner:
             "compute": ActorPoolStrategy(min_size=least, max_size=most, initial_size=initial),
         }
 
-    def _side_pool(self, num_blocks: int) -> dict[str, Any]:
-        """Workers that read headers while the cores belong to a run: a header is at most a fifth of decoding."""
-        return {
-            "num_cpus": _SIDE_WORKER_CORES,
-            "compute": ActorPoolStrategy(size=min(self._side_workers, num_blocks)),
-        }
-
     def _start_template(self) -> None:
         """Load what decoders need while their workers start, where those are sure to be like this process."""
-        with self._template_lock:
-            if self._template_process is None and self._is_local:
-                with suppress(OSError):  # then each worker loads its own
-                    self._template_process = self._template.start(as_child=True)
+        if self._template_process is None and self._is_local:
+            with suppress(OSError):  # then each worker loads its own
+                self._template_process = self._template.start(as_child=True)
 
     def _end_template(self) -> None:
         if self._template_process is None:
@@ -264,8 +289,8 @@ class RayRunner:
         return math.ceil(self._encode_workers / _ENCODERS_PER_WRITER)
 
     @property
-    def _side_workers(self) -> int:
-        return math.ceil(self._decode_workers / _DECODERS_PER_SIDE_WORKER)
+    def _readers(self) -> int:
+        return math.ceil(min(self._decode_workers, self._cores) / _DECODERS_PER_READER)
 
     @property
     def _decode_workers(self) -> int:
@@ -291,7 +316,7 @@ class RayRunner:
     def _cores_for_decoders(self) -> float:
         """What writers, readers of the next shard's headers, and encoders without a GPU leave of the cores."""
         encoders = 0.0 if self._on_gpu else _CPU_ENCODER_CORES * self._encode_workers
-        return self._cores - _WRITER_CORES * self._write_workers - _SIDE_WORKER_CORES * self._side_workers - encoders
+        return self._cores - _WRITER_CORES * self._write_workers - _READER_CORES * self._readers - encoders
 
     @property
     def _fitting_decoders(self) -> int:
@@ -313,7 +338,7 @@ class RayRunner:
                     address="local",
                     num_cpus=settings.num_cpus,
                     object_store_memory=settings.object_store_bytes or self._store_bytes,
-                    _system_config={"object_spilling_threshold": SPILL_FROM},
+                    _system_config=None if _SPILL_VARIABLE in os.environ else {"object_spilling_threshold": SPILL_FROM},
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level=logging.ERROR,

@@ -9,7 +9,7 @@ from typing import Self
 import pyarrow as pa
 
 from pipeline.config import Config
-from pipeline.flow.runner import Capacity, Job
+from pipeline.flow.runner import Capacity, Job, MainRun
 from pipeline.plan.probe import ProbeResult, items_table, results_of
 from pipeline.plan.schema import RequestPlan, plan_table
 from pipeline.sink.output import Kind
@@ -30,7 +30,7 @@ class LocalRunner:
 
     name = "local"
     capacity = Capacity(decode=1, encode=1)
-    requests_ahead = 0
+    plans_ahead = False
 
     def __init__(self, config: Config, attempts_uri: str | None = None) -> None:
         self._attempts_uri = attempts_uri
@@ -45,10 +45,10 @@ class LocalRunner:
         self.sandbox.close()
 
     def probe(
-        self, items: Sequence[SourceItem], config: Config, *, beside_a_run: bool = False
+        self, items: Sequence[SourceItem], config: Config, beside: MainRun | None = None
     ) -> Generator[ProbeResult]:
         """Read headers one by one; never beside a run, which has the one decoder process."""
-        assert not beside_a_run
+        assert beside is None
         probe = Probe(config, self.sandbox)
         for item in items:
             yield from results_of(probe(items_table([item])))

@@ -1,4 +1,4 @@
-"""What has been planned so far, as totals: a run keeps these, and of the plan itself one shard at a time."""
+"""What has been planned so far, as totals: a run keeps these, and of the plan itself what it is at."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -27,7 +27,11 @@ _BUSY_ENOUGH = 0.5
 
 @dataclass(slots=True)
 class Progress:
-    """Running totals of a run. What is to do grows as the plan does, and planning is no part of the stages' time."""
+    """Running totals of a run.
+
+    What is to do grows as the plan does. `planning_seconds` is the time in which nothing was done for want of a plan,
+    and no part of the stages' time. What is planned beside a run takes none.
+    """
 
     capacity: Capacity
     clock: Callable[[], float] = time.monotonic
@@ -54,7 +58,7 @@ class Progress:
         self.started = self.clock()
 
     @contextmanager
-    def planning(self) -> Iterator[None]:
+    def waiting_for_plan(self) -> Iterator[None]:
         """Measure the time inside as planning."""
         began = self.clock()
         try:
@@ -87,7 +91,7 @@ class Progress:
 
     @property
     def elapsed_seconds(self) -> float:
-        """Wall seconds so far, without those that planning took."""
+        """Wall seconds so far, without those in which a plan was waited for."""
         return max(self.clock() - self.started - self.planning_seconds, 1e-9)
 
     @property

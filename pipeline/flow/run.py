@@ -66,6 +66,8 @@ __all__ = ["OpenRun", "RunSummary", "RunnerName", "embed", "make_runner", "plan_
 
 RunnerName = Literal["ray", "local"]
 
+_MOST_AHEAD = 2_000_000  # in the units of `_size`: four shards of pictures, or one of videos
+
 
 def embed(
     sources: Sequence[str | Path] | str | Path,
@@ -242,6 +244,12 @@ def plan_in_shards(listing: Listing, probe: Prober, recipe: Recipe) -> Iterator[
         yield make_plan(Listing(items=items, failures=()), EMPTY_PLAN, probe, recipe)
 
 
+def _size(plan: Plan) -> int:
+    """What a plan takes of memory, in some 50 bytes."""
+    clips = (clip for request in plan.requests for clip in request.clips)
+    return 8 * len(plan.sources) + sum(8 + len(clip.frame_indices) for clip in clips)
+
+
 class OpenRun:
     """One run of one output folder, from the moment it holds the lease; a context manager that gives it back.
 
@@ -341,17 +349,16 @@ class OpenRun:
         started = time.monotonic()
 
         def probe(items: Sequence[SourceItem]) -> Iterator[ProbeResult]:
-            with closing(runner.probe(items, self._config, beside_a_run=ahead.is_beside)) as results:
-                for result in results:
-                    yield result
-                    ahead.check()
+            with closing(runner.probe(items, self._config, ahead if ahead.is_beside else None)) as results:
+                yield from results
 
-        ahead = Lookahead(make_plans(probe), size_of=lambda plan: len(plan.requests), most=runner.requests_ahead)
+        ahead = Lookahead(make_plans(probe), size_of=_size, most=_MOST_AHEAD)
         if self._model.random_weights and self._makes is Kind.EMBEDDINGS:
             self._display.note(f"model {self._model.model_id}: seeded random weights; the vectors mean nothing")
         progress = Progress(capacity=runner.capacity)
         planned = Planned(keyframes_only=self._config.frames.keyframes_only)
-        with ahead, closing(runner.run(self._waves(ahead, planned, progress), self._job())) as receipts:
+        waves = self._waves(ahead, planned, progress, begins_ahead=runner.plans_ahead)
+        with ahead, closing(runner.run(waves, self._job())) as receipts:
             for receipt in receipts:
                 progress.add(receipt)
                 self._display.update(progress)
@@ -365,11 +372,16 @@ class OpenRun:
         write_run_record(self._folder, finished_record(self._record, summary, progress, rates))
         return summary
 
-    def _waves(self, ahead: Lookahead[Plan], planned: Planned, progress: Progress) -> Iterator[list[RequestPlan]]:
-        """What is to do of the shards that are planned when the runner comes to ask for more."""
+    def _waves(
+        self, ahead: Lookahead[Plan], planned: Planned, progress: Progress, *, begins_ahead: bool
+    ) -> Iterator[list[RequestPlan]]:
+        """What is to do of the shards that are planned when the runner comes to ask for more.
+
+        Planning goes ahead from the first wave on: before it, all workers are there to read headers.
+        """
         todo = Missing(self._folder, self._makes)
         while True:
-            with progress.planning():
+            with progress.waiting_for_plan():
                 plans = ahead.take()
             if not plans:
                 return
@@ -386,6 +398,8 @@ class OpenRun:
             self._rate.check_sources(planned.num_failed_sources, planned.num_sources)
             del plans, plan, to_do
             if missing:
+                if begins_ahead:
+                    ahead.begin()
                 yield missing
             del missing  # or these clips would still be here while the next ones are waited for
 

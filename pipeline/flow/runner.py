@@ -37,15 +37,25 @@ class Capacity:
     encode: int
 
 
-class Runner(Protocol):
-    """Calls the stages; a context manager that owns its workers.
+class MainRun(Protocol):
+    """The run that headers are read beside of, by another thread."""
 
-    `requests_ahead`: more are planned beside a run while fewer than these are waiting; 0 where the two take turns.
-    """
+    @property
+    def is_awaited(self) -> bool:
+        """Whether it has nothing to do until they are read."""
+        ...
+
+    def check(self) -> None:
+        """Raise RunError where it is over, and nobody wants them; to be called every second or so."""
+        ...
+
+
+class Runner(Protocol):
+    """Calls the stages; a context manager that owns its workers. `plans_ahead`: it can read headers beside a run."""
 
     name: str
     capacity: Capacity
-    requests_ahead: int
+    plans_ahead: bool
 
     def __enter__(self) -> Self: ...
 
@@ -54,9 +64,9 @@ class Runner(Protocol):
     ) -> None: ...
 
     def probe(
-        self, items: Sequence[SourceItem], config: Config, *, beside_a_run: bool = False
+        self, items: Sequence[SourceItem], config: Config, beside: MainRun | None = None
     ) -> Generator[ProbeResult]:
-        """Read headers, results in any order; beside a run in another thread, and with fewer workers."""
+        """Read headers, results in any order; beside a run with few workers, as long as it has something to do."""
         ...
 
     def run(self, waves: Iterable[Sequence[RequestPlan]], job: Job) -> Generator[Receipt]:

@@ -6,7 +6,7 @@
     driver    requests * what Ray Data's executor spends on one            one process
 
 The first shard's headers are read first; then the other three run at once, and the slowest of them counts. The other
-shards' headers are read beside that, by the cores that decode. Without a GPU, decoding and
+shards' headers are read beside that, by the cores that decode, and are part of `decode`. Without a GPU, decoding and
 encoding share the cores, and their CPU time adds up; with one, encoding begins later than decoding does. The GPUs' own
 decoders count as so many cores more for the codecs that they read, as if all such clips were local and of sizes that
 they take. What is left out, and so makes real runs longer: filling and emptying the pipeline, keyframes far before a
@@ -47,6 +47,7 @@ class Prediction:
     """A plan's cost on a cluster. Stage times are wall seconds of that stage alone, at full use of its machines.
 
     `start_seconds` pass before headers are read and decoding begins, `encoder_start_seconds` more before encoding does.
+    `headers_seconds` are the first shard's; the others' are part of `decode_seconds`.
     `bottleneck` names the longest of them, the encoder's with its start. `help_cores` and `help_gpus` are what would
     shorten the run most simply, at most as much again as there is, and `helped_seconds` the time with it; all None
     where machines do not help.

@@ -1,4 +1,4 @@
-"""A listing cut into shards that are planned one after the other, so that memory holds one of them at a time.
+"""A listing cut into shards that are planned one after the other, so that memory holds few of them at a time.
 
 Each shard is probed, packed and written for itself: a request never spans two of them. What that costs is one
 partly filled request for each shape and shard; what it buys is that the first requests are encoded while most

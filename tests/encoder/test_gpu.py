@@ -325,7 +325,8 @@ def test_out_of_device_memory_halves_the_chunk_and_loses_nothing(level):
     whole = encoder.encode(rows, grids, output).vectors
     gc.collect()  # earlier encoders too: their memory would serve this one beyond its limit
     torch.cuda.empty_cache()
-    allowed = torch.cuda.memory_reserved() + int(0.6 * peak_bytes(spec, num_patches(grids), torch.bfloat16))
+    # From what is in use: reserved memory of earlier tests that is free within a kept segment serves the pass, too.
+    allowed = torch.cuda.memory_allocated() + int(0.6 * peak_bytes(spec, num_patches(grids), torch.bfloat16))
     torch.cuda.set_per_process_memory_fraction(allowed / torch.cuda.mem_get_info()[1])
     try:
         halved = encoder.encode(rows, grids, output).vectors

@@ -1,4 +1,8 @@
-from collections.abc import Generator, Sequence
+import os
+import signal
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,9 +14,9 @@ from ray.data.context import DataContext
 from actors.decode import DecodeActor, Decoders
 from pipeline import Config, embed
 from pipeline.checkpoint import resolve_model
-from pipeline.errors import ModelError, OutputError
+from pipeline.errors import ModelError, OutputError, RunError
 from pipeline.flow.cluster import RayRunner
-from pipeline.flow.runner import Job
+from pipeline.flow.runner import Job, MainRun
 from pipeline.plan.clips import Recipe
 from pipeline.plan.planner import EMPTY_PLAN, make_plan
 from pipeline.plan.probe import ProbeResult
@@ -70,10 +74,10 @@ def test_shards_are_planned_beside_the_run_of_those_before_them_to_the_same_rows
     read_headers = RayRunner.probe
 
     def probe(
-        runner: RayRunner, items: Sequence[SourceItem], config: Config, *, beside_a_run: bool = False
+        runner: RayRunner, items: Sequence[SourceItem], config: Config, main: MainRun | None = None
     ) -> Generator[ProbeResult]:
-        beside.append(beside_a_run)
-        return read_headers(runner, items, config, beside_a_run=beside_a_run)
+        beside.append(main is not None)
+        return read_headers(runner, items, config, main)
 
     monkeypatch.setattr(RayRunner, "probe", probe)
     summary = embed(corpus, tmp_path / "ray", config=config, runner="ray")
@@ -83,6 +87,71 @@ def test_shards_are_planned_beside_the_run_of_those_before_them_to_the_same_rows
     assert embeddings_of(tmp_path / "ray").equals(embeddings_of(tmp_path / "local"))
     assert errors_of(tmp_path / "ray").equals(errors_of(tmp_path / "local"))
     assert verify_output(OutputFolder(str(tmp_path / "ray"))).ok
+
+
+class Main:
+    """A run that headers are read beside of."""
+
+    def __init__(self, *, is_awaited: bool) -> None:
+        self.is_awaited = is_awaited
+        self.num_checks_left = 10**9
+
+    def check(self) -> None:
+        self.num_checks_left -= 1
+        if not self.num_checks_left:
+            raise RunError("over")
+
+
+def readers() -> list[int]:
+    """Processes that read headers."""
+    command_lines = {int(path.parent.name): path for path in Path("/proc").glob("[0-9]*/cmdline")}
+    found = []
+    for pid, path in command_lines.items():
+        with suppress(OSError):
+            if path.read_bytes().startswith(b"ray::ProbeActor"):
+                found.append(pid)
+    return found
+
+
+def many_items(corpus: Path) -> list[SourceItem]:
+    listing = list_sources([str(corpus)], CONFIG.sources)
+    return [item for item in listing.items if item.uri.endswith(".png")] * 100
+
+
+@pytest.mark.parametrize(("is_awaited", "num_readers"), [(False, 1), (True, 3)])
+def test_headers_beside_a_run_are_all_read_though_readers_are_killed(
+    corpus: Path, is_awaited: bool, num_readers: int
+) -> None:
+    items = many_items(corpus)
+    config = CONFIG.model_copy(update={"ray": CONFIG.ray.model_copy(update={"decode_workers": 3})})
+    with RayRunner(config) as runner:
+        results = runner.probe(items, config, Main(is_awaited=is_awaited))
+        found = [next(results)]
+        killed = readers()
+        assert len(killed) == num_readers
+        os.kill(killed[0], signal.SIGKILL)
+        found += results
+    assert sorted(result.item.uri for result in found) == sorted(item.uri for item in items)
+    assert all(result.info is not None for result in found)
+
+
+def test_reading_headers_ends_with_the_run_that_it_is_beside_of(corpus: Path) -> None:
+    main = Main(is_awaited=False)
+    with RayRunner(CONFIG) as runner:
+        results = runner.probe(many_items(corpus), CONFIG, main)
+        next(results)
+        main.num_checks_left = 1
+        with pytest.raises(RunError, match="over"):
+            list(results)
+        assert gone(readers)
+
+
+def gone(find: Callable[[], list[int]], seconds: float = 30.0) -> bool:
+    """Whether nothing is found any more within some time."""
+    end = time.monotonic() + seconds
+    while find() and time.monotonic() < end:
+        time.sleep(0.1)
+    return not find()
 
 
 class WhereIsIt:

@@ -16,44 +16,59 @@ def taken_from(ahead: Lookahead[int]) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("most", [0, 1, 3, 100])
+@pytest.mark.parametrize("most", [1, 3, 100])
 @pytest.mark.parametrize("count", [0, 1, 20])
-def test_every_item_comes_once_and_in_order(most: int, count: int) -> None:
+@pytest.mark.parametrize("in_turn", [0, 1, 5])
+def test_every_item_comes_once_and_in_order(most: int, count: int, in_turn: int) -> None:
     with Lookahead(iter(range(count)), size_of=lambda _: 1, most=most) as ahead:
-        assert taken_from(ahead) == list(range(count))
+        found = [item for _ in range(in_turn) for item in ahead.take()]
+        ahead.begin()
+        assert found + taken_from(ahead) == list(range(count))
         assert ahead.take() == []
 
 
-def test_the_first_item_is_made_in_the_callers_thread_and_the_others_beside_it() -> None:
+def test_until_it_begins_items_are_made_in_the_callers_thread_when_they_are_asked_for() -> None:
     threads = []
 
     def items() -> Iterator[int]:
-        for number in range(3):
+        for number in range(4):
             threads.append(threading.current_thread())
             yield number
 
     with Lookahead(items(), size_of=lambda _: 1, most=10) as ahead:
+        for number in range(2):
+            assert ahead.take() == [number]
+            assert len(threads) == number + 1
         assert not ahead.is_beside
-        assert ahead.take() == [0]
+        ahead.begin()
         assert ahead.is_beside
-        assert taken_from(ahead) == [1, 2]
-    assert threads[0] is threading.current_thread()
-    assert threads[1] is threads[2] is not threads[0]
+        assert taken_from(ahead) == [2, 3]
+    assert threads[0] is threads[1] is threading.current_thread()
+    assert threads[2] is threads[3] is not threads[0]
 
 
-def test_without_a_bound_to_fill_nothing_is_made_before_it_is_asked_for() -> None:
-    made = []
+def test_it_says_when_there_is_nothing_else_to_do() -> None:
+    asked: list[bool] = []
+    go_on = threading.Event()
 
     def items() -> Iterator[int]:
-        for number in range(3):
-            made.append(number)
-            yield number
+        yield 0
+        assert go_on.wait(60)
+        asked.append(ahead.is_awaited)
+        yield 1
+        while not ahead.is_awaited:
+            ahead.check()
+        yield 2
 
-    with Lookahead(items(), size_of=lambda _: 1, most=0) as ahead:
-        for number in range(3):
-            assert ahead.take() == [number]
-            assert made == list(range(number + 1))
-        assert not ahead.is_beside
+    with Lookahead(items(), size_of=lambda _: 1, most=10) as ahead:
+        assert ahead.take() == [0]
+        ahead.begin()
+        go_on.set()
+        with ahead._changed:
+            assert ahead._changed.wait_for(lambda: ahead._ready == [1], 60)
+        assert asked == [False]
+        assert taken_from(ahead) == [1, 2]
+        assert not ahead.is_awaited
 
 
 def test_all_that_is_ready_is_taken_at_once_and_no_more_is_made_than_the_bound_allows() -> None:
@@ -69,6 +84,7 @@ def test_all_that_is_ready_is_taken_at_once_and_no_more_is_made_than_the_bound_a
 
     with Lookahead(items(), size_of=lambda number: 0 if number == 1 else 2, most=5) as ahead:
         assert ahead.take() == [0]
+        ahead.begin()
         assert full.wait(60)
         # 1 counts as one, 2 and 3 as two each: that is the bound.
         with ahead._changed:
@@ -86,6 +102,7 @@ def test_an_error_comes_in_its_turn_and_again() -> None:
 
     with Lookahead(items(), size_of=lambda _: 1, most=10) as ahead:
         assert ahead.take() == [0]
+        ahead.begin()
         assert ahead.take() == [1]
         for _ in range(2):
             with pytest.raises(ValueError, match="two"):
@@ -103,6 +120,7 @@ def test_leaving_ends_the_thread_whether_it_waits_or_works() -> None:
 
     with Lookahead(items(), size_of=lambda _: 1, most=10) as ahead:
         ahead.take()
+        ahead.begin()
         assert begun.wait(60)
     assert ahead._thread is not None
     assert not ahead._thread.is_alive()
@@ -111,5 +129,6 @@ def test_leaving_ends_the_thread_whether_it_waits_or_works() -> None:
 
     with Lookahead(iter(range(10)), size_of=lambda _: 1, most=2) as full:
         full.take()
+        full.begin()
     assert full._thread is not None
     assert not full._thread.is_alive()
