@@ -119,12 +119,13 @@ _ADVICE: dict[ErrorCode, Advice] = {
     ),
     ErrorCode.DECODER_TIMEOUT: Advice(
         meaning="The decoder was killed at its deadline.",
-        action="Try `patchwire retry OUT --set decode.timeout_seconds=120`, or --set decode.video=pyav.",
+        action="Try `patchwire retry OUT --lift-quarantine --set decode.timeout_seconds=120`.",
         retryable=True,
     ),
     ErrorCode.DECODER_CRASHED: Advice(
         meaning="The decoder process died on this medium.",
-        action="Try `patchwire retry OUT --set decode.video=...`; report the file to that decoder's project.",
+        action="Try `patchwire retry OUT --lift-quarantine --set decode.video=...`; report the file to that decoder's "
+        "project.",
         retryable=True,
     ),
 }

@@ -26,7 +26,8 @@ _MAPPED_BESIDE = 1 << 30  # a mapping may be larger than the store that was aske
 _LOG = logging.getLogger(__name__)
 _MAPS = Path("/proc/self/maps")
 _LINE = re.compile(r"(?P<start>[0-9a-f]+)-(?P<stop>[0-9a-f]+) (?P<mode>\S{4}) \S+ \S+ \S+\s*(?P<path>.*)")
-_NAME = "plasma"  # how Ray's store names its file, in /dev/shm or the fallback folder
+# How Ray's store names its file. What overflows it has files of that name on a disk, which come and go.
+_FILE = "/dev/shm/plasma"  # noqa: S108
 _READ_ONLY = 0x08  # cudaHostRegisterReadOnly: the device never writes to requests
 _ALREADY = 712  # cudaErrorHostMemoryAlreadyRegistered
 # Registration is the process's, not an object's: of two at once the second fails.
@@ -58,7 +59,7 @@ def find_mapping(address: int, num_bytes: int, maps: str | None = None) -> Mappi
         maps = _MAPS.read_text(encoding="utf-8", errors="replace") if _MAPS.exists() else ""
     for line in maps.splitlines():
         found = _LINE.match(line)
-        if found is None or found["mode"][3] != "s" or not Path(found["path"]).name.startswith(_NAME):
+        if found is None or found["mode"][3] != "s" or not found["path"].startswith(_FILE):
             continue
         mapping = Mapping(start=int(found["start"], 16), stop=int(found["stop"], 16))
         if mapping.covers(address, num_bytes):

@@ -1,10 +1,11 @@
 """Proof, from the files alone, that rows + errors = plan.
 
-Every planned clip has exactly its rows or exactly one error row; every source has its clips or an error row; nothing
+Every planned clip has exactly its rows or exactly one error row; every source has its clips or one error row; nothing
 is there that was not planned, nothing twice, nothing unreadable, nothing of another config or model, no vector that
 is not finite. Request by request, so that memory holds a batch of vectors and one request's clips at a time.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -141,10 +142,23 @@ class _Verification:
             planned = self._clips_of_source.get(key, 0)
             if planned != sum(spans.values()):
                 self._findings.add(f"source {key[0]!r} ({key[1]}): {sum(spans.values())} clips, {planned} in the plan")
-            if 0 in spans.values() and not self._errors.by_source[key[0]]:
-                self._findings.add(f"source {key[0]!r} has neither clips nor an error row")
+        without_clips: Counter[str] = Counter()
+        for (uri, _), spans in self._sources.items():
+            without_clips[uri] += list(spans.values()).count(0)
+        for uri in sorted(without_clips.keys() | self._errors.by_source.keys()):
+            self._check_failed(uri, without_clips[uri], self._errors.by_source[uri])
         for uri, source_id in self._clips_of_source.keys() - self._sources.keys():
             self._findings.add(f"source {uri!r} ({source_id}) is planned and not among the sources")
+
+    def _check_failed(self, uri: str, num_without_clips: int, num_errors: int) -> None:
+        if num_errors == num_without_clips:
+            return
+        if not num_errors:
+            self._findings.add(f"source {uri!r} has neither clips nor an error row")
+        elif not num_without_clips:
+            self._findings.add(f"source {uri!r} has an error row, and did not fail")
+        else:
+            self._findings.add(f"source {uri!r} failed {num_without_clips} times and has {num_errors} error rows")
 
     def copies(self) -> None:
         """Hold the compacted table and the Lance dataset, as far as they are there, against the fragments."""

@@ -44,7 +44,11 @@ def list_rows(table: SourceItem) -> Iterator[Found]:
             cells = TableCells(file)
             columns = [] if URI_COLUMN in cells.schema.names else media_columns(cells.schema)
             num_rows = cells.num_rows
-            spans = cells.small_columns([name for name in SPAN_COLUMNS if name in cells.schema.names])
+            # Said by a footer: many rows of equal spans take no bytes in the file, and each would be held in memory.
+            is_bomb = num_rows > num_bytes
+            spans = {}
+            if len(columns) == 1 and not is_bomb:
+                spans = cells.small_columns([name for name in SPAN_COLUMNS if name in cells.schema.names])
     except MediaError as error:
         yield SourceFailure(uri=table.uri, code=error.code, message=error.message)
         return
@@ -57,7 +61,7 @@ def list_rows(table: SourceItem) -> Iterator[Found]:
         what = f"expected one column of media, found {', '.join(columns)}; name the one that is meant `bytes`"
         yield failure_of(table.uri, ErrorCode.UNSUPPORTED_MEDIA, what)
         return
-    if num_rows > num_bytes:  # said by a footer, and each row would be held in memory
+    if is_bomb:
         yield failure_of(table.uri, ErrorCode.CORRUPT_MEDIA, f"{num_rows} rows of media in {num_bytes} bytes")
         return
     for row in range(num_rows):

@@ -16,6 +16,7 @@ from pipeline.device.nvdec.process import NvdecProcess
 from pipeline.device.nvdec.worker_process import NvdecUnavailableError
 from pipeline.device.results import to_host
 from pipeline.device.transfer import Transfer, make_transfer
+from pipeline.device.turns import MemoryTurns
 from pipeline.encoder.counts import num_vectors
 from pipeline.encoder.encode import Encoder
 from pipeline.encoder.kernels import FLOAT8
@@ -89,6 +90,7 @@ class Encode:
             max_patches=config.encode.max_patches,
             float8_least_cosine=config.encode.float8_least_cosine,
         )
+        self._in_turns = MemoryTurns()
         self._on_decoded = on_decoded
         self._device_decode: DeviceDecode | None = None
         if device.type == "cuda":
@@ -107,7 +109,9 @@ class Encode:
             return self._decode_and_encode(plan)
         started = time.perf_counter()
         request = unwrap_request(table)
-        result = self._encode(request) if request.meta.grid_thw else self._nothing()
+        result = self._nothing()
+        if request.meta.grid_thw:
+            result = self._in_turns(lambda: self._encode(request), request.meta.request_id)
         return self._encoded(table.select(META_SCHEMA.names), request.meta.grid_thw, result, started)
 
     @property
@@ -130,7 +134,9 @@ class Encode:
         meta = decoded.meta
         result = self._nothing()
         if meta.grid_thw:
-            result = self._encode_rows(decoded.rows, meta.grid_thw, decoded.num_copies, "device")
+            result = self._in_turns(
+                lambda: self._encode_rows(decoded.rows, meta.grid_thw, decoded.num_copies, "device"), meta.request_id
+            )
         table = pa.Table.from_pylist([meta.to_values()], schema=META_SCHEMA)
         return self._encoded(table, meta.grid_thw, result, started)
 

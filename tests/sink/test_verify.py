@@ -150,6 +150,24 @@ def test_a_source_without_clips_and_without_an_error_row_is_a_discrepancy(folder
     assert only_discrepancy(folder) == "source '/text' has neither clips nor an error row"
 
 
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (("text", "text"), "source '/text' failed 1 times and has 2 error rows"),
+        (("text", "a"), "source '/a' has an error row, and did not fail"),
+        (("text", "ghost"), "source '/ghost' has an error row, and did not fail"),
+    ],
+    ids=["twice", "of a source with clips", "of an unknown source"],
+)
+def test_an_error_row_too_many_of_a_source_is_a_discrepancy(
+    folder: OutputFolder, names: tuple[str, ...], sentence: str
+) -> None:
+    books = Books()
+    books.failures["plan"] = [make_failure(name, whole=True) for name in names]
+    books.write(folder)
+    assert only_discrepancy(folder) == sentence
+
+
 def test_a_source_whose_clips_are_not_all_planned_is_a_discrepancy(folder: OutputFolder) -> None:
     books = Books()
     books.sources[0] = replace(books.sources[0], num_clips=2)

@@ -29,15 +29,21 @@ def main() -> None:
     nodes = [cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES) for _ in range(2)]
     ray.init(address=cluster.address, log_to_driver=False)
 
+    done_at_the_kill: list[int] = []
+
     def lose() -> None:
         wait_until(lambda: num_fragments(out) >= 20)
         for process in nodes[0].all_processes["raylet"]:
             os.kill(process.process.pid, signal.SIGKILL)
+        done_at_the_kill.append(num_fragments(out))
 
     threading.Thread(target=lose, daemon=True).start()
     values = {"model": "random:tiny", "request": {"max_patches": 1}, "encode": {"threads": 1}}
     summary = embed(sources, out, config=Config.from_values(values), runner="ray")
-    sys.stdout.write(f"{summary.num_new_rows} rows, {sum(node['Alive'] for node in ray.nodes())} nodes left\n")
+    num_left = sum(node["Alive"] for node in ray.nodes())
+    assert done_at_the_kill[0] < summary.num_requests, "the run was over before its node was lost"
+    assert num_left == len(nodes), f"{num_left} nodes are alive"  # the driver's and the other one
+    sys.stdout.write(f"{summary.num_new_rows} rows, {num_left} nodes left\n")
     ray.shutdown()
     cluster.shutdown()
 
