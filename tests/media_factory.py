@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 
 import av
 import numpy as np
+from av.stream import Disposition
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -149,3 +150,31 @@ def decode_plainly(path: Path) -> list[NDArray[np.uint8]]:
             image = frame.to_ndarray(format="rgb24")
             frames.append(np.ascontiguousarray(np.rot90(image, frame.rotation // 90)))
     return frames
+
+
+def make_streams(path: Path, *kinds: str) -> Path:
+    """An MP4 of several streams in that order: `video` (12 frames of 64x48), `small` (of 32x32), `art`, `audio`."""
+    sizes = {"video": (64, 48), "small": (32, 32), "art": (320, 320)}
+    with av.open(str(path), "w") as output:
+        streams: dict[str, Any] = {}
+        for kind in kinds:
+            if kind == "audio":
+                streams[kind] = output.add_stream("aac", rate=44_100, layout="mono")
+                continue
+            streams[kind] = output.add_stream("mjpeg" if kind == "art" else "libx264", rate=10)
+            streams[kind].width, streams[kind].height = sizes[kind]
+            streams[kind].pix_fmt = "yuvj420p" if kind == "art" else "yuv420p"
+            if kind == "art":
+                streams[kind].disposition = Disposition.attached_pic
+        for kind, stream in streams.items():
+            if kind == "audio":
+                sound = av.AudioFrame.from_ndarray(np.zeros((1, 44_100), np.float32), format="fltp", layout="mono")
+                sound.sample_rate, sound.pts = 44_100, 0
+                output.mux(stream.encode(sound))
+            for number in range({"audio": 0, "art": 1}.get(kind, 12)):
+                width, height = sizes[kind]
+                frame = av.VideoFrame.from_ndarray(np.full((height, width, 3), 20 * number, np.uint8), format="rgb24")
+                frame.pts = number
+                output.mux(stream.encode(frame))
+            output.mux(stream.encode(None))
+    return path

@@ -46,7 +46,7 @@ from pipeline.sink.embeddings import RowSettings
 from pipeline.sink.fragments import count_rows
 from pipeline.sink.lance_commit import commit_lance
 from pipeline.sink.lance_table import require_lance
-from pipeline.sink.lease import Lease
+from pipeline.sink.lease import Lease, refuse_if_held
 from pipeline.sink.output import Kind, OutputFolder
 from pipeline.sink.run_record import (
     ModelIdentity,
@@ -153,7 +153,8 @@ def _plan_and_run(
     makes: Kind,
 ) -> RunSummary:
     folder = OutputFolder(str(out))
-    # First of all, so that a mistyped source leaves no folder behind.
+    refuse_if_held(folder)
+    # Before the run is opened, so that a mistyped source leaves no folder behind.
     listing = _outside(list_sources(specs, settings.sources), folder)
     with ExitStack() as stack:
         shown = stack.enter_context(display or QuietDisplay())

@@ -175,6 +175,16 @@ class Lease:
             raise _busy(self._folder, existing)
 
 
+def refuse_if_held(folder: OutputFolder) -> None:
+    """Raise OutputBusyError where another run holds the output, before anything that takes long. Cost: one small read.
+
+    An answer for people who wait; who holds it is decided by taking the lease.
+    """
+    existing = _read(folder)
+    if existing is not None and not existing.is_gone(PERIOD_SECONDS * STALE_PERIODS):
+        raise _busy(folder, existing)
+
+
 @contextmanager
 def _locked(folder: OutputFolder) -> Iterator[None]:
     """Keep other runs from looking at the lease; a no-op where there are no locks. The lock dies with its holder."""

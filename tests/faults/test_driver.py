@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import OutputBusyError
 from pipeline.sink.compact import read_manifest
 from pipeline.sink.lance_table import open_dataset
+from pipeline.sink.lease import Lease
 from pipeline.sink.output import OutputFolder
 from pipeline.sink.verify import verify_output
 from tests.faults.processes import (
@@ -117,3 +119,31 @@ def test_a_second_run_is_refused_while_the_first_one_lives_and_takes_over_when_i
         os.kill(first.pid, signal.SIGKILL)
     embed_here(videos, out)
     assert fragment_bytes(out) == fragment_bytes(undisturbed)
+
+
+def test_a_second_run_is_refused_before_its_sources_are_looked_at(tmp_path: Path) -> None:
+    folder = OutputFolder(str(tmp_path / "OUT"))
+    folder.create()
+    with Lease(folder), pytest.raises(OutputBusyError, match=f"is held by process {os.getpid()} on"):
+        embed_here(tmp_path / "no such folder", tmp_path / "OUT")
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_a_killed_driver_takes_its_ray_with_it_and_the_next_run_goes_on(
+    videos: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "OUT"
+    arguments = ("embed", videos, "--out", out, *SETTINGS, "--set", "ray.num_cpus=2")
+    for least in (1, num_fragments(undisturbed) // 2):
+        with Command(*arguments) as run:
+            assert wait_until(lambda: num_fragments(out) >= least)  # noqa: B023
+            os.kill(run.pid, signal.SIGKILL)
+            assert wait_until(lambda: not run.processes(), 60), run.processes()
+        assert num_fragments(out) < num_fragments(undisturbed)
+    before = {path: path.stat().st_mtime_ns for path in (out / "embeddings").glob("*.parquet")}
+    done = patchwire(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in before} == before  # what was done is not done again
+    assert fragment_bytes(out) == fragment_bytes(undisturbed)
+    assert verify_output(OutputFolder(str(out))).ok

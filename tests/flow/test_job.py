@@ -156,7 +156,8 @@ def test_a_stopped_job_gives_its_lease_back_leaves_no_decoder_and_is_taken_up_ag
     said = job(head, "logs", "to-be-stopped").stdout
     assert "stopped by SIGTERM; what is finished is kept. To go on: patchwire embed" in said, said[-3000:]
     assert not (out / "lease.json").exists()
-    assert wait_until(lambda: not marked_processes(MARK, DECODER_NAME), 20)
+    for name in (DECODER_NAME, "DecodeActor", "EncodeActor", "WriteActor"):
+        assert wait_until(lambda: not marked_processes(MARK, name), 20), name  # noqa: B023
     assert 3 <= num_fragments(out) < NUM_IMAGES
     embed_here(media, tmp_path / "WHOLE")
     embed_here(media, out)

@@ -13,7 +13,7 @@ from pipeline.media.container import MediaType, sniff
 from pipeline.media.location import open_binary
 from pipeline.media.probe import probe_media
 from tests.media.helpers import probe, read
-from tests.media_factory import decode_plainly, make_animation, make_audio, make_image, make_video
+from tests.media_factory import decode_plainly, make_animation, make_audio, make_image, make_streams, make_video
 
 
 @pytest.mark.parametrize(
@@ -205,3 +205,27 @@ def test_animation_is_a_video_where_that_is_asked(tmp_path, name):
 def test_file_object_is_enough_to_probe(made):
     with open_binary(made("h264.mp4").as_uri()) as file:
         assert probe_media(file, "x", ImagesConfig(), LimitsConfig()).num_frames == 24
+
+
+@pytest.mark.parametrize(
+    ("kinds", "size"),
+    [
+        (("art", "video"), (64, 48)),
+        (("audio", "art", "video"), (64, 48)),
+        (("audio", "video"), (64, 48)),
+        (("small", "video", "audio"), (32, 32)),
+    ],
+    ids=["cover art first", "cover art and sound", "sound first", "two videos"],
+)
+def test_of_several_streams_the_video_is_read_that_is_meant(tmp_path, kinds, size):
+    info = probe(path := make_streams(tmp_path / "a.mp4", *kinds))
+    assert (info.width, info.height, info.num_frames) == (*size, 12)
+    frames = read(path, [0, 5, 11], num_source_frames=12)
+    alone = read(make_streams(tmp_path / "alone.mp4", "small" if size == (32, 32) else "video"), [0, 5, 11])
+    assert all((frame == expected).all() for frame, expected in zip(frames, alone, strict=True))
+
+
+def test_cover_art_is_no_video(tmp_path):
+    with pytest.raises(MediaError) as raised:
+        probe(make_streams(tmp_path / "song.mp4", "audio", "art"))
+    assert raised.value.code is ErrorCode.NO_VIDEO_STREAM

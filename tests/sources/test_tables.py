@@ -109,10 +109,14 @@ def test_a_cell_over_the_limit_is_refused(tmp_path: Path) -> None:
     assert refusal(f"row://bytes/1::{table}", max_bytes=100) is ErrorCode.LIMIT_EXCEEDED
 
 
-def test_a_table_of_more_rows_than_bytes_is_refused_before_they_are_listed(tmp_path: Path) -> None:
+def test_a_table_of_more_rows_than_bytes_is_refused_before_they_or_their_spans_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = tmp_path / "t.parquet"
-    pq.write_table(pa.table({"bytes": pa.nulls(100_000, pa.binary())}), table)
+    spans = pa.array([1.0] * 100_000)
+    pq.write_table(pa.table({"bytes": pa.nulls(100_000, pa.binary()), "start_seconds": spans}), table)
     assert table.stat().st_size < 100_000
+    monkeypatch.delattr(TableCells, "small_columns")
     assert only_failure(list_with(table)).code is ErrorCode.CORRUPT_MEDIA
 
 
