@@ -1,5 +1,6 @@
 """Timing, the machine, and the last JSON line: what all benchmarks share."""
 
+import importlib.metadata
 import json
 import platform
 import statistics
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 
 from pipeline.sink.run_record import installed_versions
+
+_PEERS = ("transformers", "triton")  # what is compared with, and what compiles for it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +72,7 @@ def print_record(name: str, config: dict[str, Any], results: Sequence[dict[str, 
     record = {
         "benchmark": name,
         "hardware": hardware(),
-        "versions": installed_versions(),
+        "versions": installed_versions() | {name: _version(name) for name in _PEERS},
         "commit": commit(),
         "config": config,
         "results": list(results),
@@ -79,10 +82,27 @@ def print_record(name: str, config: dict[str, Any], results: Sequence[dict[str, 
 
 def hardware() -> dict[str, Any]:
     """What this ran on."""
-    found: dict[str, Any] = {"machine": platform.machine(), "cores": torch.multiprocessing.cpu_count()}
+    found: dict[str, Any] = {
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": torch.multiprocessing.cpu_count(),
+    }
     if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
+        found |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
     return found
+
+
+def _processor() -> str:
+    """The CPU's model as Linux names it."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def commit() -> str:

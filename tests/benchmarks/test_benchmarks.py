@@ -174,6 +174,15 @@ def test_the_parts_of_a_clip_are_measured(
     assert all(sum(result["seconds"].values()) > 0 for result in record["results"])
 
 
+def test_every_way_of_decoding_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = make_video(tmp_path / "v.mp4", num_frames=30)
+    results = run(decode.main, ["--repeats", "1", str(video)], monkeypatch, capsys)["results"]
+    assert len({result["way"] for result in results}) == 5
+    assert all(result["frames_per_core_second"] > 0 for result in results)
+
+
 def test_what_going_on_saves_is_measured_with_what_splitting_a_file_costs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

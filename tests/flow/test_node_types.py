@@ -15,7 +15,7 @@ NUM_VIDEOS = 12
 
 
 @pytest.mark.ray
-def test_decode_actors_grow_on_the_nodes_with_cores_and_the_encoder_takes_the_gpu(tmp_path: Path) -> None:
+def test_decode_actors_are_on_the_nodes_with_cores_and_the_encoder_takes_the_gpu(tmp_path: Path) -> None:
     media = tmp_path / "media"
     media.mkdir()
     for number in range(NUM_VIDEOS):
@@ -31,6 +31,5 @@ def test_decode_actors_grow_on_the_nodes_with_cores_and_the_encoder_takes_the_gp
         "EncodeActor": ["gpu"],
         "WriteActor": ["cpu"],
     }
-    # One to begin with, and twelve requests in its queue.
     assert (found["counts"]["DecodeActor"], found["counts"]["EncodeActor"]) == (2, 1)
     assert verify_output(OutputFolder(str(tmp_path / "OUT"))).ok
