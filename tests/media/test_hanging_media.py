@@ -1,0 +1,113 @@
+"""Media that hang or crash the decoder that is given them, in a whole run: one error row each, and no innocent clip.
+
+The template is a real one in which opening a file of a telling name does what a bug in a decoder would do.
+"""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipeline import Config, RunSummary, embed
+from pipeline.errors import ErrorCode
+from pipeline.flow.run import retry
+from pipeline.media.attempts import MAX_DEATHS
+from pipeline.sink.output import OutputFolder
+from pipeline.sink.verify import verify_output
+from tests.flow.tables import embeddings_of, errors_of
+from tests.media_factory import make_video
+
+VALUES = {
+    "model": "random:tiny",
+    "request": {"max_patches": 1},
+    "encode": {"threads": 1},
+    "decode": {"timeout_seconds": 2.0},
+}
+BAD_TEMPLATE = """
+import ctypes, os
+from pipeline.media import template, worker
+
+def spin():
+    while True:
+        pass
+
+what = {
+    "holds_the_lock": lambda: ctypes.PyDLL(None).sleep(1000),  # Python's own lock is kept meanwhile
+    "in_native_code": lambda: ctypes.CDLL(None).sleep(1000),
+    "spins": spin,
+    "aborts": os.abort,
+    "segfaults": lambda: ctypes.string_at(0),
+}
+open_frames = worker.open_frames
+
+def open_or_else(job, *others):
+    what.get(job.uri.rpartition("/")[2].removesuffix(".mp4"), lambda: None)()
+    return open_frames(job, *others)
+
+worker.open_frames = open_or_else
+template.main()
+"""
+
+
+@pytest.fixture
+def bad_decoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = subprocess.Popen
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda line, **named: start([line[0], "-P", "-c", BAD_TEMPLATE, *line[4:]], **named)
+    )
+
+
+@pytest.fixture(scope="module")
+def innocent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("innocent")
+    for number in range(3):
+        make_video(folder / f"{number}.mp4", num_frames=10 + number)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(innocent: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "OUT"
+    assert run(innocent, out).num_errors == 0
+    return out
+
+
+def run(media: Path, out: Path) -> RunSummary:
+    return embed(media, out, config=Config.from_values(VALUES), runner="local")
+
+
+def num_deaths(out: Path) -> int:
+    return len(list((out / "attempts").glob("*.json")))
+
+
+@pytest.mark.usefixtures("bad_decoders")
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("holds_the_lock", ErrorCode.DECODER_TIMEOUT),
+        ("in_native_code", ErrorCode.DECODER_TIMEOUT),
+        ("spins", ErrorCode.DECODER_TIMEOUT),
+        ("aborts", ErrorCode.DECODER_CRASHED),
+        ("segfaults", ErrorCode.DECODER_CRASHED),
+    ],
+)
+def test_a_medium_that_ends_its_decoder_costs_one_row_and_is_never_tried_a_third_time(
+    innocent: Path, undisturbed: Path, tmp_path: Path, name: str, code: ErrorCode
+) -> None:
+    media, out = tmp_path / "media", tmp_path / "OUT"
+    shutil.copytree(innocent, media)
+    make_video(media / f"{name}.mp4", num_frames=20)
+    summary = run(media, out)
+    assert (summary.num_clips, summary.num_errors) == (4, 1)
+    for _ in range(2):
+        assert errors_of(out)["code"].to_pylist() == [code]
+        retry(out, runner="local")
+    assert num_deaths(out) == MAX_DEATHS
+    assert errors_of(out)["code"].to_pylist() == [code]
+    assert vectors_by_name(out) == vectors_by_name(undisturbed)
+    assert verify_output(OutputFolder(str(out))).ok
+
+
+def vectors_by_name(out: Path) -> dict[str, list[float]]:
+    return {Path(row["source_uri"]).name: row["embedding"] for row in embeddings_of(out).to_pylist()}
