@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -25,9 +27,23 @@ def is_at_work(command: Command, out: Path, done: int, victim: str) -> bool:
 
 
 def assert_not_open(command: Command) -> None:
-    """Ray's ports ask for a token, and its dashboard is on loopback."""
-    for pid in command.processes("gcs_server") + command.processes("raylet/raylet"):
+    """Ray's ports ask for a token, and turn away who has none; its dashboard, if it has one, is on loopback."""
+    (raylet,) = command.processes("raylet/raylet")
+    for pid in [raylet, *command.processes("gcs_server")]:
         assert b"RAY_AUTH_MODE=token" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    words = Path(f"/proc/{raylet}/cmdline").read_text().split("\0")
+    (address,) = (word.partition("=")[2] for word in words if word.startswith("--gcs-address="))
+    stranger = f"import ray._raylet as r; r.GcsClient(address={address!r}).internal_kv_keys(b'', namespace=b'cluster')"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    asked = subprocess.run(
+        [sys.executable, "-c", stranger],
+        env=environment | {"RAY_AUTH_MODE": "disabled"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert "Unauthenticated" in asked.stderr, asked.stderr
     for pid in command.processes("dashboard.py"):
         assert b"--host=127.0.0.1" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
 
