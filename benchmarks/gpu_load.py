@@ -9,13 +9,14 @@ _PERIOD_SECONDS = 0.1
 
 
 class GpuLoad:
-    """Samples the driver's utilisation of the first GPU while the `with` block runs; nothing without `pynvml`.
+    """Samples the driver's utilisation of the first GPUs while the `with` block runs; nothing without `pynvml`.
 
     The driver counts the share of its last sampling period (a sixth of a second on an H100) in which a kernel ran.
     """
 
-    def __init__(self) -> None:
-        self._samples: list[int] = []
+    def __init__(self, num_gpus: int = 1) -> None:
+        self._num_gpus = num_gpus
+        self._samples: list[float] = []
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
@@ -47,8 +48,8 @@ class GpuLoad:
             import pynvml
 
             pynvml.nvmlInit()
-            gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
+            gpus = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(self._num_gpus)]
         except Exception:
             return  # no driver, or no bindings for it: nothing is counted
         while not self._end.wait(_PERIOD_SECONDS):
-            self._samples.append(pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu)
+            self._samples.append(statistics.mean(pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu for gpu in gpus))

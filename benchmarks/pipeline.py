@@ -74,7 +74,7 @@ def through_ray(config: Config, model: str, grid: Grid, num_requests: int, warmu
             )
         )
         arrivals, encodes, ways = [], [], set()
-        with GpuLoad() as load:
+        with GpuLoad(num_gpus=runner.capacity.encode) as load:
             for table in dataset.iter_batches(batch_format="pyarrow", batch_size=None):
                 arrivals += [time.perf_counter()] * table.num_rows
                 encodes += table["encode_seconds"].to_pylist()

@@ -5,7 +5,8 @@ is no test of a class's name and no `.to()` of something that may already be the
 of the request's own bytes and nothing is copied.
 
 Lifetimes on CUDA. Out of a registered object store (`store_mapping`) the copy engine reads the object itself: the
-request is held until the copy's event has completed. Else the bytes are first copied into a pinned slot by the calling
+request is held until the copy's event has completed (in a run the object stays a little longer: it is the argument of
+the call that encodes it). Else the bytes are first copied into a pinned slot by the calling
 thread, and are not needed afterwards; the slot is handed out again only when its event has completed. The device
 tensor is used by the compute stream, which waits for the same event.
 """
