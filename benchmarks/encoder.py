@@ -1,8 +1,8 @@
 """How fast is a whole request, from host memory to pooled vectors on the host, and how exact?
 
-    python -m benchmarks.encoder --model random:2b --grid 64x28x28 --grid 32x30x52 --grid 8x28x28
+    python -m benchmarks.encoder --repeats 8
 
-On CUDA the request lies in shared memory that stands in for Ray's object store, as in a run. `share of roof` counts
+Two towers and three grids, unless `--model` and `--grid` name others. On CUDA the request lies in shared memory that stands in for Ray's object store, as in a run. `share of roof` counts
 the operations that were done, over the rate of a large bf16 product measured at the start; deepstack mergers, which
 pooled vectors do not need and transformers computes all the same, are not among them.
 
@@ -26,6 +26,9 @@ from pipeline.encoder.counts import Grid
 from pipeline.encoder.weights import load_tower
 from pipeline.request.table import unwrap_request
 from pipeline.stages.encode import Encode, encode_device, encode_dtype
+
+_MODELS = ("random:2b", "random:8b")
+_GRIDS = ("64x28x28", "32x30x52", "8x28x28")
 
 
 def peer_tower(spec: VisionSpec, weights: dict[str, torch.Tensor], device: torch.device, dtype: torch.dtype) -> Any:
@@ -144,11 +147,11 @@ def main() -> None:
 
     device = encode_device(Config())
     roof = matmul_rate(device.type, arguments.matmul)
-    grids = [parse_grid(grid) for grid in arguments.grid or ["64x28x28"]]
+    grids = [parse_grid(grid) for grid in arguments.grid or _GRIDS]
     store = make_store(grids, device)
     results = [
         result
-        for model in arguments.model or ["random:2b"]
+        for model in arguments.model or _MODELS
         for result in run_model(model, arguments.settings, grids, arguments.repeats, roof, store)
     ]
     print_table(
