@@ -2,9 +2,10 @@
 
     python -m benchmarks.encoder --repeats 8
 
-Two towers and three grids, unless `--model` and `--grid` name others. On CUDA the request lies in shared memory that stands in for Ray's object store, as in a run. `share of roof` counts
-the operations that were done, over the rate of a large bf16 product measured at the start; deepstack mergers, which
-pooled vectors do not need and transformers computes all the same, are not among them.
+Two towers and three grids, unless `--model` and `--grid` name others. On CUDA the request lies in shared memory that
+stands in for Ray's object store, as in a run. `share of roof` counts the operations that were done, over the rate of a
+large bf16 product measured at the start; deepstack mergers, which pooled vectors do not need and transformers computes
+all the same, are not among them.
 
 Beside it transformers' tower as its users run it: float32 patches from pageable host memory, sdpa, mean over the
 clip's tokens. Both run the same weights on the same pixels; errors are against float32 on the same device.
