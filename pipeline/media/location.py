@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from pipeline.errors import ErrorCode, MediaError, Stage
+from pipeline.media.addresses import http_options
 from pipeline.media.byte_range import ByteRange, open_range
 from pipeline.media.inside import TAR, Inside, inside_of
 
@@ -176,7 +177,7 @@ def _open_remote(uri: str, stage: Stage) -> BinaryIO:
     import fsspec
 
     try:
-        return io.BufferedReader(_RemoteFile(fsspec.open(uri, "rb")), _REMOTE_BUFFER_BYTES)
+        return io.BufferedReader(_RemoteFile(fsspec.open(uri, "rb", **http_options(uri))), _REMOTE_BUFFER_BYTES)
     except Exception as error:  # each filesystem of fsspec has its own exceptions
         raise _unreadable(uri, error, stage) from error
 
@@ -185,7 +186,7 @@ def _fetch_range(uri: str, container: str, byte_range: ByteRange, stage: Stage) 
     from fsspec.core import url_to_fs
 
     try:
-        store, path = url_to_fs(container)
+        store, path = url_to_fs(container, **http_options(container))
         data = store.cat_file(path, start=byte_range.start, end=byte_range.stop) if byte_range.num_bytes else b""
     except Exception as error:  # each filesystem of fsspec has its own exceptions
         raise _unreadable(uri, error, stage) from error
@@ -197,7 +198,9 @@ def _fetch_range(uri: str, container: str, byte_range: ByteRange, stage: Stage) 
 
 
 def _unreadable(uri: str, error: Exception, stage: Stage) -> MediaError:
-    reason = f"{type(error).__name__}: {error}"
+    # fsspec's http says "not found" for every failure; what it was is the cause.
+    why = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+    reason = f"{type(why).__name__}: {why}"
     return MediaError(ErrorCode.UNREADABLE, f"{uri}: expected a readable object: {reason}", stage)
 
 

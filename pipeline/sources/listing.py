@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.config import SourcesConfig
 from pipeline.errors import UsageError
+from pipeline.media.addresses import check_address
 from pipeline.media.inside import inside_of
 from pipeline.media.location import local_path, path_uri
-from pipeline.sources.addresses import check_address
 from pipeline.sources.containers import examine_uri, expand
 from pipeline.sources.entries import list_local_manifest, list_remote_manifest
 from pipeline.sources.items import Found, Listing, SourceFailure, SourceItem, absolute_path, has_scheme

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import SourcesConfig
 from pipeline.errors import ErrorCode, UsageError
-from pipeline.sources.addresses import check_address
+from pipeline.media.addresses import check_address, http_options
 from pipeline.sources.items import SourceFailure, SourceItem
 from pipeline.sources.selection import Selection
 
@@ -33,7 +33,7 @@ def open_store(url: str, config: SourcesConfig) -> tuple["AbstractFileSystem", s
 
     check_address(url, allow_loopback=config.follow_outside)
     try:
-        store, path = url_to_fs(url)
+        store, path = url_to_fs(url, **http_options(url))
     except (ValueError, ImportError, TypeError) as error:
         raise UsageError(f"source {url!r}: {error}") from error
     return store, path

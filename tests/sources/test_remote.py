@@ -1,14 +1,18 @@
+import asyncio
 import functools
 import http.server
 import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pytest
 
-from pipeline.errors import ErrorCode, UsageError
+from pipeline.errors import ErrorCode, MediaError, UsageError
+from pipeline.media.addresses import _check_redirect
+from pipeline.media.byte_range import ByteRange
 from pipeline.media.location import open_binary
 from pipeline.sources.content_id import content_id
 from tests.containers import make_shard
@@ -143,8 +147,51 @@ def web_folder(tmp_path: Path) -> Iterator[tuple[Path, str]]:
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    """Files of a folder, and a redirect to wherever `/to/` says."""
+
+    def do_GET(self) -> None:
+        if not self.path.startswith("/to/"):
+            super().do_GET()
+            return
+        self.send_response(302)
+        self.send_header("Location", self.path.removeprefix("/to/"))
+        self.end_headers()
+
+    do_HEAD = do_GET
+
     def log_message(self, *arguments: object) -> None:
         pass
+
+
+@pytest.mark.parametrize(
+    "target", ["http://169.254.169.254/latest", "http://metadata.google.internal/x", "//169.254.169.254/x"]
+)
+def test_a_redirect_to_a_metadata_address_is_an_error_row_and_is_not_followed(
+    web_folder: tuple[Path, str], target: str
+) -> None:
+    _, address = web_folder
+    url = f"{address}/to/{target}"
+    failure = only_failure(list_with(url, follow_outside=True))
+    assert failure.code is ErrorCode.UNREADABLE
+    assert "redirects to" in failure.message
+    with pytest.raises(MediaError, match="redirects to"):
+        open_binary(url).read()
+    with pytest.raises(MediaError, match="redirects to"):
+        open_binary(f"tar://x::{url}", byte_range=ByteRange(start=0, num_bytes=9))
+
+
+def test_other_redirects_are_followed(web_folder: tuple[Path, str]) -> None:
+    folder, address = web_folder
+    make_file(folder / "a.jpg", b"\xff\xd8\xff there")
+    with open_binary(f"{address}/to//a.jpg") as file:
+        assert file.read() == b"\xff\xd8\xff there"
+
+
+def test_a_redirect_from_elsewhere_to_this_machine_is_not_followed() -> None:
+    headers = {"Location": "http://127.0.0.1:8265/api"}
+    redirect = SimpleNamespace(url="http://192.0.2.7/x.mp4", response=SimpleNamespace(headers=headers))
+    with pytest.raises(PermissionError, match="this machine"):
+        asyncio.run(_check_redirect(None, None, redirect))
 
 
 def test_members_of_a_shard_on_a_server_that_sends_whole_files_are_read(web_folder: tuple[Path, str]) -> None:

@@ -3,17 +3,21 @@
 A cloud machine's metadata service answers on a link-local address and hands out its keys: a corpus never lies there,
 so those addresses are refused whoever asks. This machine's own services are refused unless
 `sources.follow_outside` is set. Hosts are judged by what they resolve to here, so a name, a decimal or a mapped
-spelling of such an address is refused too. Trade-off: a server's redirect, or a name that resolves otherwise by the
-time it is read, is not seen here; run hostile lists where no metadata service answers.
+spelling of such an address is refused too, and so is a server's redirect to one. Trade-off: a name that resolves
+otherwise by the time it is read is not seen here; run hostile lists where no metadata service answers.
 """
 
 import functools
 import ipaddress
 import re
 import socket
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin, urlsplit
 
 from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from aiohttp import ClientSession, TraceRequestRedirectParams
 
 _HTTP = re.compile(r"https?://", re.IGNORECASE)
 _CHAIN = re.compile(r"::(?=[A-Za-z][\w+.\-]*://)")
@@ -31,6 +35,31 @@ def check_address(url: str, *, allow_loopback: bool) -> None:
     for link in _CHAIN.split(url):
         if _HTTP.match(link):
             _check_host(link, url, allow_loopback)
+
+
+def http_options(url: str) -> dict[str, dict[str, Any]]:
+    """What fsspec is told for the http(s) links of a URL: a client that looks where it is sent."""
+    schemes = {link.partition(":")[0] for link in _CHAIN.split(url) if _HTTP.match(link)}
+    return {scheme: {"get_client": _open_client} for scheme in schemes}
+
+
+async def _open_client(**options: Any) -> "ClientSession":
+    from aiohttp import ClientSession, TraceConfig
+
+    tracing = TraceConfig()
+    tracing.on_request_redirect.append(_check_redirect)
+    return ClientSession(trace_configs=[tracing], **options)
+
+
+async def _check_redirect(_session: object, _context: object, redirect: "TraceRequestRedirectParams") -> None:
+    """Raise PermissionError, which is one medium's error, instead of following a redirect to a refused host."""
+    source = str(redirect.url)
+    target = urljoin(source, redirect.response.headers.get("Location", ""))
+    is_from_here = any(map(_is_this_machine, _addresses(urlsplit(source).hostname or "")))
+    try:
+        check_address(target, allow_loopback=is_from_here)
+    except UsageError as error:
+        raise PermissionError(f"{source} redirects to {target}: {error}") from None
 
 
 def _check_host(link: str, url: str, allow_loopback: bool) -> None:
