@@ -215,19 +215,22 @@ def test_a_run_over_bad_input_alone_ends_with_error_rows_and_never_loads_the_enc
 def test_a_run_that_lost_its_lease_stops(media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.flow.run.Lease", partial(Lease, period_seconds=0.05))
     out = tmp_path / "OUT"
+    over = threading.Event()
 
     def steal() -> None:
         lease = out / "lease.json"
         while not (out / "run.json").exists():  # written when the lease is held and has been read back
             os.sched_yield()
-        stolen = out / ".stolen"
-        stolen.write_text(lease.read_text().replace('"run_id": "', '"run_id": "other'))
-        stolen.rename(lease)
+        text = lease.read_text().replace('"run_id": "', '"run_id": "other')
+        while not over.wait(0.01):  # its owner may be about to write it once more
+            (out / ".stolen").write_text(text)
+            (out / ".stolen").rename(lease)
 
     thief = threading.Thread(target=steal)
     thief.start()
     with pytest.raises(OutputBusyError, match="taken over"):
         run(media, out)
+    over.set()
     thief.join()
     assert (out / "lease.json").exists()
 
