@@ -141,8 +141,7 @@ def test_a_killed_driver_takes_its_ray_with_it_and_the_next_run_goes_on(
         # Two agents of Ray's own may look for their raylet for another minute.
         assert wait_until(lambda: set(run.processes()) <= set(run.processes("Agent")), 60)
     before = {path: path.stat().st_mtime_ns for path in (out / "embeddings").glob("*.parquet")}
-    done = patchwire(*arguments)
-    assert done.returncode == 0, done.stderr
+    assert embed_here(videos, out).exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before  # what was done is not done again
     assert fragment_bytes(out) == fragment_bytes(undisturbed)
     assert verify_output(OutputFolder(str(out))).ok
