@@ -7,14 +7,14 @@ of the request's own bytes and nothing is copied.
 Lifetimes on CUDA. Out of a registered object store (`store_mapping`) the copy engine reads the object itself: the
 request is held until the copy's event has completed (in a run the object stays a little longer: it is the argument of
 the call that encodes it). Else the bytes are first copied into a pinned slot by the calling
-thread, and are not needed afterwards; the slot is handed out again only when its event has completed. The device
-tensor is used by the compute stream, which waits for the same event.
+thread, and are not needed afterwards; the slot is handed out again only when its event has completed. Who uses the
+device tensor lets its stream wait for the same event, as late as it can: what is queued before goes on meanwhile.
 """
 
 import ctypes
 import threading
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
@@ -27,17 +27,25 @@ Way = Literal["view", "registered", "ring"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrived:
-    """A request on the device.
+    """A request on the device, or on its way there.
 
-    `buffer` is uint8 (num_bytes,) on the device, ready for the current stream. `owner` keeps alive what the
+    `buffer` is uint8 (num_bytes,) on the device, for the stream that was current; its bytes are there when `ready` has
+    completed (None: they are). `owner` keeps alive what the
     tensor is a view of; drop it when the tensor has been used. `num_copies` counts host-to-device copies, and
     `way` says how they were made: `view` is none, `registered` out of the object store, `ring` through a slot.
     """
 
     buffer: torch.Tensor
+    ready: torch.cuda.Event | None
     owner: object
     num_copies: int
     way: Way
+
+    def join(self) -> torch.Tensor:
+        """The buffer, after letting the current stream wait for its bytes. Cost: no sync."""
+        if self.ready is not None:
+            torch.cuda.current_stream(self.buffer.device).wait_event(self.ready)
+        return self.buffer
 
 
 class Transfer(Protocol):
@@ -75,7 +83,7 @@ class HostTransfer:
 
     def __call__(self, request: Request) -> Arrived:
         """Wrap the request's bytes. Cost: no copy."""
-        return Arrived(buffer=host_tensor(request), owner=request, num_copies=0, way="view")
+        return Arrived(buffer=host_tensor(request), ready=None, owner=request, num_copies=0, way="view")
 
     def reap(self) -> None:
         """Nothing is held."""
@@ -86,7 +94,7 @@ class _Slot:
     """Pinned memory that the copy engine may be reading until `copied` has completed."""
 
     pinned: torch.Tensor
-    copied: torch.cuda.Event = field(default_factory=torch.cuda.Event)
+    copied: torch.cuda.Event | None = None
 
 
 class PinnedTransfer:
@@ -113,12 +121,13 @@ class PinnedTransfer:
         with self._lock:
             slot = self._slots[self._next]
             self._next = (self._next + 1) % len(self._slots)
-            slot.copied.synchronize()
+            if slot.copied is not None and not slot.copied.query():
+                slot.copied.synchronize()
             if slot.pinned.numel() < num_bytes:
                 slot.pinned = _pinned(num_bytes)
             slot.pinned[:num_bytes].copy_(host_tensor(request))
-            arrived = _send(slot.pinned[:num_bytes], self._stream, slot.copied)
-        return Arrived(buffer=arrived, owner=None, num_copies=1, way="ring")
+            arrived, slot.copied = _send(slot.pinned[:num_bytes], self._stream)
+        return Arrived(buffer=arrived, ready=slot.copied, owner=None, num_copies=1, way="ring")
 
     def reap(self) -> None:
         """Slots are this object's own: no request is held."""
@@ -149,11 +158,10 @@ class StoreTransfer:
         self.reap()
         if not self._store.covers(request.address, request.buffer.size):
             return self._ring(request)
-        copied = torch.cuda.Event()
         with self._lock:
-            arrived = _send(host_tensor(request), self._stream, copied)
+            arrived, copied = _send(host_tensor(request), self._stream)
             self._under_way.append((copied, request))
-        return Arrived(buffer=arrived, owner=None, num_copies=1, way="registered")
+        return Arrived(buffer=arrived, ready=copied, owner=None, num_copies=1, way="registered")
 
     def reap(self) -> None:
         """Let go of requests whose copies have completed; they complete in the order in which they were queued."""
@@ -162,17 +170,17 @@ class StoreTransfer:
                 self._under_way.popleft()
 
 
-def _send(source: torch.Tensor, stream: torch.cuda.Stream, copied: torch.cuda.Event) -> torch.Tensor:
-    """Copy page-locked memory to the stream's device; `copied` completes when it has been read."""
+def _send(source: torch.Tensor, stream: torch.cuda.Stream) -> tuple[torch.Tensor, torch.cuda.Event]:
+    """Copy page-locked memory to the stream's device; the event completes when it has been read and has arrived."""
     compute = torch.cuda.current_stream(stream.device)
+    copied = torch.cuda.Event(blocking=True)
     with torch.cuda.stream(stream):
         # Allocated on the copy stream, so no earlier use of the memory on another stream can overlap it.
         arrived = torch.empty(source.numel(), dtype=torch.uint8, device=stream.device)
         arrived.copy_(source, non_blocking=True)
         copied.record(stream)
-    compute.wait_event(copied)
     arrived.record_stream(compute)
-    return arrived
+    return arrived, copied
 
 
 def _pinned(num_bytes: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ Shapes: P = patches, F = temporal patches, O = out_hidden, K = deepstack taps.
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from threading import Lock
 from typing import TypeVar
@@ -46,11 +46,18 @@ MAX_GRAPHS = 24
 class Encoded:
     """Vectors on the device, clip after clip: (N, O) with N clips, temporal patches or tokens by level.
 
-    `deepstack` is (N, K, O) at level `token` if it was asked for, else None. The tensors belong to the caller.
+    `deepstack` is (N, K, O) at level `token` if it was asked for, else None. The tensors belong to the caller; another
+    stream than the one that was current may read them when `ready` has completed (None: on the CPU).
     """
 
     vectors: Tensor
     deepstack: Tensor | None
+    ready: torch.cuda.Event | None = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What is there of the two."""
+        return [self.vectors] if self.deepstack is None else [self.vectors, self.deepstack]
 
 
 def wants_deepstack(spec: VisionSpec, output: OutputConfig) -> bool:
@@ -121,7 +128,14 @@ class Encoder:
         return self.spec.out_hidden_size
 
     @torch.inference_mode()
-    def encode(self, patch_rows: Tensor, grid_thw: Sequence[Sequence[int]], output: OutputConfig) -> Encoded:
+    def encode(
+        self,
+        patch_rows: Tensor,
+        grid_thw: Sequence[Sequence[int]],
+        output: OutputConfig,
+        *,
+        ready: torch.cuda.Event | None = None,
+    ) -> Encoded:
         """Encode one request.
 
         Args:
@@ -129,15 +143,20 @@ class Encoder:
                 in merge-block order. Read until the last kernel that was queued here has run.
             grid_thw: [[t, h, w], ...] in patches, one a clip, Python ints.
             output: level, dtype, normalisation, deepstack.
+            ready: completes when the rows are there; None: the current stream need not wait for them.
         Raises: RequestError when rows and grids contradict each other; ModelError as `wants_deepstack`.
         Cost: no copy from the host, no sync. Same vectors, up to rounding, whatever else is in the request.
         """
         self._check(patch_rows, grid_thw)
         with_deepstack = wants_deepstack(self.spec, output)
         with self._lock:
+            if ready is not None:
+                torch.cuda.current_stream(patch_rows.device).wait_event(ready)
             if output.level == "token":
-                return self._encode_tokens(patch_rows, grid_thw, output, with_deepstack)
-            return self._encode_means(patch_rows, grid_thw, output)
+                encoded = self._encode_tokens(patch_rows, grid_thw, output, with_deepstack)
+            else:
+                encoded = self._encode_means(patch_rows, grid_thw, output)
+            return replace(encoded, ready=_event_of(patch_rows.device))
 
     def _encode_tokens(
         self, patch_rows: Tensor, grid_thw: Sequence[Sequence[int]], output: OutputConfig, with_deepstack: bool
@@ -251,6 +270,15 @@ class Encoder:
                 f"patch_rows: {patch_rows.shape[0]} rows for {len(grid_thw)} clips of {num_patches(grid_thw)} patches "
                 "together; a request has at least one clip and one row a patch"
             )
+
+
+def _event_of(device: torch.device) -> torch.cuda.Event | None:
+    """An event behind what is queued on the current stream by now."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event
 
 
 def _set_kernels(device: torch.device, dtype: torch.dtype) -> None:

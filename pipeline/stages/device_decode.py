@@ -133,5 +133,5 @@ class DeviceDecode:
     def _bring_over(self, request: Request) -> _Part:
         arrived = self._transfer(request)
         layout = request.meta.layout
-        rows = arrived.buffer[layout.rows_start :].view(layout.num_patches, layout.row_bytes)
+        rows = arrived.join()[layout.rows_start :].view(layout.num_patches, layout.row_bytes)
         return _Part(rows=rows, decoder=request.meta.decoders[0], num_copies=arrived.num_copies)

@@ -14,7 +14,7 @@ from pipeline.checkpoint import resolve_model
 from pipeline.config import Config
 from pipeline.device.nvdec.process import NvdecProcess
 from pipeline.device.nvdec.worker_process import NvdecUnavailableError
-from pipeline.device.results import to_host
+from pipeline.device.results import ResultCopy
 from pipeline.device.transfer import Transfer, make_transfer
 from pipeline.device.turns import MemoryTurns
 from pipeline.encoder.counts import num_vectors
@@ -83,6 +83,7 @@ class Encode:
         self._output = config.output
         register = config.encode.register_store == "auto"
         self._transfer = make_transfer(device, num_slots=NUM_SLOTS, register_store=register)
+        self._to_host = ResultCopy(device)
         self._encoder = Encoder(
             checkpoint,
             device=device,
@@ -102,7 +103,7 @@ class Encode:
     def __call__(self, table: pa.Table) -> pa.Table:
         """One row of REQUEST_SCHEMA, deferred or not, to one row of ENCODED_SCHEMA.
 
-        Cost: one host-to-device copy and one device-to-host copy on CUDA, none on the CPU.
+        Cost: on CUDA one host-to-device copy and one device-to-host copy (another for deepstack), on the CPU none.
         """
         plan = deferred_plan(table)
         if plan is not None:
@@ -135,7 +136,8 @@ class Encode:
         result = self._nothing()
         if meta.grid_thw:
             result = self._in_turns(
-                lambda: self._encode_rows(decoded.rows, meta.grid_thw, decoded.num_copies, "device"), meta.request_id
+                lambda: self._encode_rows(decoded.rows, meta.grid_thw, None, decoded.num_copies, "device"),
+                meta.request_id,
             )
         table = pa.Table.from_pylist([meta.to_values()], schema=META_SCHEMA)
         return self._encoded(table, meta.grid_thw, result, started)
@@ -166,27 +168,29 @@ class Encode:
         for row_bytes in self._encoder.row_bytes:
             for side in (merge, _WARM_UP_SIDE * merge):
                 rows = torch.zeros((side * side, row_bytes), dtype=torch.uint8, device=device)
-                to_host(self._encoder.encode(rows, [(1, side, side)], self._output).vectors)
+                encoded = self._encoder.encode(rows, [(1, side, side)], self._output)
+                self._to_host(encoded.tensors, encoded.ready)
 
     def _encode(self, request: Request) -> _OnHost:
         layout = request.meta.layout
         arrived = self._transfer(request)
         rows = arrived.buffer[layout.rows_start :].view(layout.num_patches, layout.row_bytes)
-        on_host = self._encode_rows(rows, request.meta.grid_thw, arrived.num_copies, arrived.way)
+        on_host = self._encode_rows(rows, request.meta.grid_thw, arrived.ready, arrived.num_copies, arrived.way)
         # The vectors are here, so the request's bytes have been read: the object store may have them back.
         self._transfer.reap()
         return on_host
 
     def _encode_rows(
-        self, rows: torch.Tensor, grid_thw: Sequence[tuple[int, int, int]], num_copies: int, way: str
+        self,
+        rows: torch.Tensor,
+        grid_thw: Sequence[tuple[int, int, int]],
+        ready: torch.cuda.Event | None,
+        num_copies: int,
+        way: str,
     ) -> _OnHost:
-        encoded = self._encoder.encode(rows, grid_thw, self._output)
-        return _OnHost(
-            vectors=to_host(encoded.vectors),
-            deepstack=None if encoded.deepstack is None else to_host(encoded.deepstack),
-            num_copies=num_copies,
-            way=way,
-        )
+        encoded = self._encoder.encode(rows, grid_thw, self._output, ready=ready)
+        vectors, *deepstack = self._to_host(encoded.tensors, encoded.ready)
+        return _OnHost(vectors=vectors, deepstack=deepstack[0] if deepstack else None, num_copies=num_copies, way=way)
 
     def _nothing(self) -> _OnHost:
         """Every clip of the request failed to decode."""
