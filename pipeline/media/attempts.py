@@ -10,6 +10,9 @@ that are at one file, those lose their decoder that were at it already, and one 
 `<folder>/<medium>.turn`, which the kernel takes back from a worker that is killed. There are none in an object store,
 where each worker may lose one, and the first of them two.
 
+Decoders of a GPU have records of their own, `<folder>/<medium>-<random>.nvdec`: one is enough, because there is the CPU
+to decode what ended them, and it does not count against the medium there.
+
 A medium is its URI and its file's size and modification time, so a file that was mended is tried again. A worker that
 is killed itself writes nothing: what it was decoding is not to blame, and a machine that is taken away twice must not
 cost a file.
@@ -33,7 +36,9 @@ from pipeline.media.inside import container_of
 from pipeline.media.location import file_version, local_path
 
 MAX_DEATHS = 2
+_MAX_DEVICE_DEATHS = 1
 _SUFFIX = ".json"
+_DEVICE_SUFFIX = ".nvdec"
 _TURN_SUFFIX = ".turn"
 _UNSETTLED = -1
 _CLOCK_STEP_NS = 1_000_000_000  # of a file system's times, at most
@@ -49,10 +54,15 @@ class Death:
 
 
 class Attempts:
-    """Reads and writes the deaths below one folder, a path or an fsspec URL; each worker has its own."""
+    """Reads and writes the deaths below one folder, a path or an fsspec URL; each worker has its own.
 
-    def __init__(self, folder_uri: str) -> None:
+    Those of the CPU's decoders, or, `on_device`, of a GPU's.
+    """
+
+    def __init__(self, folder_uri: str, *, on_device: bool = False) -> None:
         self._uri = folder_uri
+        self._suffix = _DEVICE_SUFFIX if on_device else _SUFFIX
+        self._max_deaths = _MAX_DEVICE_DEATHS if on_device else MAX_DEATHS
         path = local_path(folder_uri)
         self._local = None if path is None else Path(os.fsdecode(path))
         self._seen_ns: int | None = None
@@ -82,6 +92,14 @@ class Attempts:
         """Raise MediaError, with the code of the last death, for a medium that may not be tried again."""
         self._suspect(uri, stage)
 
+    def allows(self, uri: str) -> bool:
+        """Whether a medium may be tried."""
+        try:
+            self._suspect(uri, Stage.DECODE)
+        except MediaError:
+            return False
+        return True
+
     def _suspect(self, uri: str, stage: Stage) -> str | None:
         """The key of a medium that has ended a decoder, None of any other. Raises: as `require_allowed`."""
         if self._local is not None and self._changed_ns() != self._seen_ns:
@@ -90,7 +108,7 @@ class Attempts:
             return None
         key = _key(uri)
         names = self._names.get(key, [])
-        if len(names) < MAX_DEATHS:
+        if len(names) < self._max_deaths:
             return key if names else None
         deaths = [self._read(name) for name in names]
         ended = Counter(death.message for death in deaths)
@@ -106,7 +124,7 @@ class Attempts:
         """Write one death down and say how many the medium has now. Raises: RunError where it cannot be written."""
         values = {"uri": death.uri, "code": death.code, "message": death.message}
         data = (json.dumps(values) + "\n").encode("ascii")
-        name = f"{_key(death.uri)}-{secrets.token_hex(8)}{_SUFFIX}"
+        name = f"{_key(death.uri)}-{secrets.token_hex(8)}{self._suffix}"
         try:
             self._write(name, data)
         except OSError as error:
@@ -114,20 +132,17 @@ class Attempts:
         self._read_names()
         return len(self._names.get(_key(death.uri), []))
 
-    def forget_all(self) -> int:
-        """Lift the quarantine of every medium, and say how many files that removed."""
-        names = [name for listed in self._names.values() for name in listed]
-        if self._local is not None:
-            for turn in self._local.glob(f"*{_TURN_SUFFIX}"):
-                turn.unlink()
-        for name in names:
+    def forget_all(self) -> None:
+        """Lift the quarantine of every medium, for the CPU's decoders and for a GPU's."""
+        for name in self._list():
+            if not name.endswith((_SUFFIX, _DEVICE_SUFFIX, _TURN_SUFFIX)):
+                continue
             if self._local is not None:
                 (self._local / name).unlink(missing_ok=True)
             else:
                 store, root = self._store()
                 store.rm_file(f"{root}/{name}")
         self._read_names()
-        return len(names)
 
     def _open_turn(self, path: Path, uri: str) -> BinaryIO:
         try:
@@ -152,7 +167,7 @@ class Attempts:
         if self._seen_ns is not None and time.time_ns() - self._seen_ns < _CLOCK_STEP_NS:
             self._seen_ns = _UNSETTLED  # another death may come at the same time, by the folder's clock
         for name in sorted(self._list()):
-            if name.endswith(_SUFFIX):
+            if name.endswith(self._suffix):
                 self._names.setdefault(name.partition("-")[0], []).append(name)
 
     def _list(self) -> list[str]:

@@ -66,9 +66,21 @@ def test_deaths_are_known_to_the_next_run_until_the_quarantine_is_lifted(folder_
         Attempts(folder_uri).record(death("/a.mp4"))
     later = Attempts(folder_uri)
     assert is_refused(later, "/a.mp4") is ErrorCode.DECODER_CRASHED
-    assert later.forget_all() == 2
+    later.forget_all()
     assert is_refused(later, "/a.mp4") is None
     assert is_refused(Attempts(folder_uri), "/a.mp4") is None
+
+
+def test_a_death_of_a_gpus_decoder_counts_for_gpus_alone_and_is_lifted_like_the_others(folder_uri):
+    on_device, on_cpu = Attempts(folder_uri, on_device=True), Attempts(folder_uri)
+    on_cpu.record(death("/b.mp4"))
+    assert on_device.record(death("/a.mp4", ErrorCode.DECODER_TIMEOUT)) == 1
+    later = Attempts(folder_uri, on_device=True)
+    assert (is_refused(later, "/a.mp4"), is_refused(later, "/b.mp4")) == (ErrorCode.DECODER_TIMEOUT, None)
+    assert on_cpu.record(death("/a.mp4")) == 1
+    assert is_refused(on_cpu, "/a.mp4") is None
+    on_cpu.forget_all()
+    assert is_refused(Attempts(folder_uri, on_device=True), "/a.mp4") is None
 
 
 def test_another_workers_deaths_are_known_at_the_next_job(tmp_path):
@@ -111,7 +123,7 @@ def test_a_medium_with_a_death_is_tried_by_one_at_a_time_until_it_has_been_decod
             pass
     with attempts.turn("/a.mp4", Stage.DECODE), attempts.turn("/a.mp4", Stage.DECODE):
         assert not is_taken()
-    assert attempts.forget_all() == 1
+    attempts.forget_all()
     assert not list((tmp_path / "attempts").iterdir())
 
 
