@@ -86,7 +86,7 @@ def patchwire(*arguments: object) -> subprocess.CompletedProcess[str]:
         return command.finish()
 
 
-def embed_here(sources: Path, out: Path, **sections: object) -> RunSummary:
+def embed_here(sources: Path, out: Path | str, **sections: object) -> RunSummary:
     """What `SETTINGS` on the command line are, in this process and serially."""
     values = {"model": "random:tiny", "request": {"max_patches": 1}, "encode": {"threads": 1}, **sections}
     return embed(sources, out, config=Config.from_values(values), runner="local")
