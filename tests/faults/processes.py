@@ -105,5 +105,9 @@ def num_fragments(out: Path) -> int:
     return len(list((out / "embeddings").glob("*.parquet")))
 
 
+def fragment_times(out: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (out / "embeddings").glob("*.parquet")}
+
+
 def fragment_bytes(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (out / "embeddings").glob("*.parquet")}
