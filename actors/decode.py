@@ -42,7 +42,7 @@ class DecodeActor:
 
     def __init__(self, config: Config, decoders: Decoders, share: ShareDesk | None = None) -> None:
         claim = None if share is None else share.claim
-        self._stage = Decode(config, decoders.sandbox(config), claim)
+        self._stage = Decode(config, decoders.sandbox(config), claim, decoders.attempts_uri)
 
     def __call__(self, plan: pa.Table) -> pa.Table:
         """One packed row of PLAN_SCHEMA to one row of REQUEST_SCHEMA."""

@@ -75,5 +75,9 @@ class LocalRunner:
         write = Write(job.target)
         stack.callback(encode.close)
         claim = (lambda _: encode.num_device_requests > 0) if encode.num_device_requests else None
-        make = Decode(job.config, self.sandbox, claim=claim) if job.prepared_uri is None else Load(job.prepared_uri)
+        make = (
+            Decode(job.config, self.sandbox, claim, self._attempts_uri)
+            if job.prepared_uri is None
+            else Load(job.prepared_uri)
+        )
         return make, lambda request: write(encode(request))

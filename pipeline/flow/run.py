@@ -191,7 +191,7 @@ def retry(
         out: the output folder of a run.
         overrides: `section.key=value` settings that are changed, such as limits and timeouts; whatever decides the
             rows stays as it was.
-        lift_quarantine: try media again that ended their decoder twice.
+        lift_quarantine: try media again that ended their decoder twice, or once the decoders of a GPU.
         runner: as for `embed`.
         address: as for `embed`.
         display: as for `embed`.

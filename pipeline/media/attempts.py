@@ -5,18 +5,30 @@ end: it outlives the decoder, the worker and the driver. A healthy clip writes n
 of the medium, one of the folder (another worker's death changes the folder's time). In an object store the list is
 read again only after a death of one's own.
 
+A medium with one death on record is tried by one worker at a time, until a clip of it has been decoded: of N workers
+that are at one file, those lose their decoder that were at it already, and one more. The turn is a lock on
+`<folder>/<medium>.turn`, which the kernel takes back from a worker that is killed. There are none in an object store,
+where each worker may lose one, and the first of them two.
+
+Decoders of a GPU have records of their own, `<folder>/<medium>-<random>.nvdec`: one is enough, because there is the CPU
+to decode what ended them, and it does not count against the medium there.
+
 A medium is its URI and its file's size and modification time, so a file that was mended is tried again. A worker that
 is killed itself writes nothing: what it was decoding is not to blame, and a machine that is taken away twice must not
 cost a file.
 """
 
+import fcntl
 import json
 import os
 import secrets
+import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipeline.digest import digest_values
 from pipeline.errors import ErrorCode, MediaError, RunError, Stage
@@ -24,7 +36,12 @@ from pipeline.media.inside import container_of
 from pipeline.media.location import file_version, local_path
 
 MAX_DEATHS = 2
+_MAX_DEVICE_DEATHS = 1
 _SUFFIX = ".json"
+_DEVICE_SUFFIX = ".nvdec"
+_TURN_SUFFIX = ".turn"
+_UNSETTLED = -1
+_CLOCK_STEP_NS = 1_000_000_000  # of a file system's times, at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,25 +54,62 @@ class Death:
 
 
 class Attempts:
-    """Reads and writes the deaths below one folder, a path or an fsspec URL; each worker has its own."""
+    """Reads and writes the deaths below one folder, a path or an fsspec URL; each worker has its own.
 
-    def __init__(self, folder_uri: str) -> None:
+    Those of the CPU's decoders, or, `on_device`, of a GPU's.
+    """
+
+    def __init__(self, folder_uri: str, *, on_device: bool = False) -> None:
         self._uri = folder_uri
+        self._suffix = _DEVICE_SUFFIX if on_device else _SUFFIX
+        self._max_deaths = _MAX_DEVICE_DEATHS if on_device else MAX_DEATHS
         path = local_path(folder_uri)
         self._local = None if path is None else Path(os.fsdecode(path))
         self._seen_ns: int | None = None
         self._names: dict[str, list[str]] = {}
         self._read_names()
 
+    @contextmanager
+    def turn(self, uri: str, stage: Stage) -> Iterator[None]:
+        """One try of a medium, and the recording of its death, if it comes to that.
+
+        Blocks while another worker tries a medium that has ended a decoder.
+        Raises: MediaError, with the code of the last death, for a medium that may not be tried again.
+        """
+        key = self._suspect(uri, stage)
+        if key is None or self._local is None:
+            yield
+            return
+        with self._open_turn(self._local / (key + _TURN_SUFFIX), uri) as turn:
+            if not os.fstat(turn.fileno()).st_size:
+                with suppress(OSError):  # a file system without locks: nobody waits
+                    fcntl.flock(turn, fcntl.LOCK_EX)
+                self._suspect(uri, stage)
+            yield
+            turn.truncate(1)
+
     def require_allowed(self, uri: str, stage: Stage) -> None:
         """Raise MediaError, with the code of the last death, for a medium that may not be tried again."""
+        self._suspect(uri, stage)
+
+    def allows(self, uri: str) -> bool:
+        """Whether a medium may be tried."""
+        try:
+            self._suspect(uri, Stage.DECODE)
+        except MediaError:
+            return False
+        return True
+
+    def _suspect(self, uri: str, stage: Stage) -> str | None:
+        """The key of a medium that has ended a decoder, None of any other. Raises: as `require_allowed`."""
         if self._local is not None and self._changed_ns() != self._seen_ns:
             self._read_names()
         if not self._names:
-            return
-        names = self._names.get(_key(uri), [])
-        if len(names) < MAX_DEATHS:
-            return
+            return None
+        key = _key(uri)
+        names = self._names.get(key, [])
+        if len(names) < self._max_deaths:
+            return key if names else None
         deaths = [self._read(name) for name in names]
         ended = Counter(death.message for death in deaths)
         how = "; ".join(message for message, _ in ended.most_common())
@@ -70,27 +124,34 @@ class Attempts:
         """Write one death down and say how many the medium has now. Raises: RunError where it cannot be written."""
         values = {"uri": death.uri, "code": death.code, "message": death.message}
         data = (json.dumps(values) + "\n").encode("ascii")
-        name = f"{_key(death.uri)}-{secrets.token_hex(8)}{_SUFFIX}"
+        name = f"{_key(death.uri)}-{secrets.token_hex(8)}{self._suffix}"
         try:
             self._write(name, data)
         except OSError as error:
-            raise RunError(
-                f"{self._uri}: cannot write down that {death.uri} ended its decoder: {error.strerror or error}"
-            ) from error
+            raise self._unwritable(death.uri, error) from error
         self._read_names()
         return len(self._names.get(_key(death.uri), []))
 
-    def forget_all(self) -> int:
-        """Lift the quarantine of every medium, and say how many files that removed."""
-        names = [name for listed in self._names.values() for name in listed]
-        for name in names:
+    def forget_all(self) -> None:
+        """Lift the quarantine of every medium, for the CPU's decoders and for a GPU's."""
+        for name in self._list():
+            if not name.endswith((_SUFFIX, _DEVICE_SUFFIX, _TURN_SUFFIX)):
+                continue
             if self._local is not None:
                 (self._local / name).unlink(missing_ok=True)
             else:
                 store, root = self._store()
                 store.rm_file(f"{root}/{name}")
         self._read_names()
-        return len(names)
+
+    def _open_turn(self, path: Path, uri: str) -> BinaryIO:
+        try:
+            return path.open("ab")
+        except OSError as error:
+            raise self._unwritable(uri, error) from error
+
+    def _unwritable(self, uri: str, error: OSError) -> RunError:
+        return RunError(f"{self._uri}: cannot write down that {uri} ended its decoder: {error.strerror or error}")
 
     def _write(self, name: str, data: bytes) -> None:
         if self._local is not None:
@@ -103,8 +164,10 @@ class Attempts:
     def _read_names(self) -> None:
         self._names = {}
         self._seen_ns = self._changed_ns()
+        if self._seen_ns is not None and time.time_ns() - self._seen_ns < _CLOCK_STEP_NS:
+            self._seen_ns = _UNSETTLED  # another death may come at the same time, by the folder's clock
         for name in sorted(self._list()):
-            if name.endswith(_SUFFIX):
+            if name.endswith(self._suffix):
                 self._names.setdefault(name.partition("-")[0], []).append(name)
 
     def _list(self) -> list[str]:

@@ -126,16 +126,16 @@ class Sandbox:
         """Try a job, and once more where the decoder crashed; refuse a medium that has ended two decoders."""
         if self._attempts is None:
             return self._try(message, handle, video_seconds, uri, stage)
-        self._attempts.require_allowed(uri, stage)
         while True:
-            try:
-                return self._try(message, handle, video_seconds, uri, stage)
-            except MediaError as error:
-                if self._process.pid is not None:  # it lives: an error of the medium
-                    raise
-                num_deaths = self._attempts.record(Death(uri=uri, code=error.code, message=error.message))
-                if error.code is ErrorCode.DECODER_TIMEOUT or num_deaths >= MAX_DEATHS:
-                    raise
+            with self._attempts.turn(uri, stage):
+                try:
+                    return self._try(message, handle, video_seconds, uri, stage)
+                except MediaError as error:
+                    if self._process.pid is not None:  # it lives: an error of the medium
+                        raise
+                    num_deaths = self._attempts.record(Death(uri=uri, code=error.code, message=error.message))
+                    if error.code is ErrorCode.DECODER_TIMEOUT or num_deaths >= MAX_DEATHS:
+                        raise
 
     def _try(
         self, message: dict[str, Any], handle: int | None, video_seconds: float, uri: str, stage: Stage

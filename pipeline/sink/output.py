@@ -7,7 +7,7 @@
     OUT/embeddings/<request>.parquet
     OUT/lease.json                  who is at it, while a run is (lease.py)
     OUT/retry.json                  failed requests that are being done again, while a retry is
-    OUT/attempts/*.json             media that ended their decoder, a file each time
+    OUT/attempts/                   media that ended their decoder, a file each time (media/attempts.py)
     OUT/table/                      a compacted copy of the embeddings, where one was asked for (compact.py)
     OUT/embeddings.lance            a copy of them that Lance searches, where one was asked for (lance_table.py)
 

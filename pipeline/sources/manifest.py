@@ -3,13 +3,22 @@
 The three columns are taken and all others ignored. A cell that is wrong stops the run before anything is written,
 naming the file and the row, because a wrong span would otherwise embed the wrong seconds in silence.
 Rows are counted from 1, without a CSV's header.
+
+A manifest may be a stranger's, and some hundred bytes of Parquet or a megabyte of CSV can stand for more than there is
+memory. So it is read in batches and given up where it goes on for too long, only the three columns are ever made, and
+repeated values of a Parquet column stay references until their length is known. Trade-off: a single batch is decoded
+before it is looked at.
 """
 
+import csv
+import io
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
@@ -21,6 +30,10 @@ URI_COLUMN = "uri"
 SPAN_COLUMNS = ("start_seconds", "end_seconds")
 _COLUMNS = (URI_COLUMN, *SPAN_COLUMNS)
 _JSON_BLOCK_BYTES = 16 << 20
+_CSV_BLOCK_BYTES = 1 << 20
+_BATCH_ROWS = 4096
+MAX_ROWS = 5_000_000  # 2 GB of the driver's memory by the time they are sources
+MAX_TEXT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +57,14 @@ def read_manifest(file: BinaryIO, name: str) -> list[ManifestRow]:
     Args:
         file: its bytes.
         name: its path or URL: the suffix chooses the format, and messages name it.
-    Raises: UsageError for a table that cannot be read, lacks `uri`, has no row, or has a bad cell.
+    Raises: UsageError for a table that cannot be read, lacks `uri`, has no row, or has a bad cell; for one of more than
+        MAX_ROWS rows, or MAX_TEXT_BYTES of text in the three columns.
     Cost: the three columns in memory.
 
     """
     try:
         table = _read_table(file, name)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, csv.Error, OSError, UnicodeDecodeError) as error:
         raise UsageError(f"manifest {name!r}: cannot be read: {error}") from error
     if URI_COLUMN not in table.column_names:
         raise UsageError(
@@ -69,34 +83,75 @@ def read_manifest(file: BinaryIO, name: str) -> list[ManifestRow]:
 def _read_table(file: BinaryIO, name: str) -> pa.Table:
     suffix = name.lower().rpartition(".")[2]
     if suffix == "csv":
-        return _read_csv(file)
-    return _read_parquet(file) if suffix == "parquet" else _read_json(file)
+        return _read_csv(file, name)
+    return _read_parquet(file, name) if suffix == "parquet" else _read_json(file, name)
 
 
-def _read_csv(file: BinaryIO) -> pa.Table:
-    parse = pa.csv.ParseOptions(newlines_in_values=True)
-    names = pa.csv.open_csv(file, parse_options=parse).schema.names
+def _read_csv(file: BinaryIO, name: str) -> pa.Table:
+    # Not by Arrow, which makes columns of all there are, and a header can name half a million.
+    header = io.StringIO(file.read(_CSV_BLOCK_BYTES).decode("utf-8-sig", "replace"), newline="")
+    names = next(csv.reader(header), [])
     file.seek(0)
-    wanted = [name for name in _COLUMNS if name in names]
-    # As strings: the spans are converted here so that a bad one is reported with its row.
-    convert = pa.csv.ConvertOptions(include_columns=wanted or names[:1], column_types=dict.fromkeys(names, pa.string()))
-    return pa.csv.read_csv(file, parse_options=parse, convert_options=convert)
+    wanted = [column for column in _COLUMNS if column in names] or names[:1]
+    reader = pa.csv.open_csv(
+        file,
+        read_options=pa.csv.ReadOptions(block_size=_CSV_BLOCK_BYTES),
+        parse_options=pa.csv.ParseOptions(newlines_in_values=True),
+        # As strings: the spans are converted here so that a bad one is reported with its row.
+        convert_options=pa.csv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string())),
+    )
+    return _bounded(reader, reader.schema, name)
 
 
-def _read_json(file: BinaryIO) -> pa.Table:
+def _read_json(file: BinaryIO, name: str) -> pa.Table:
     schema = pa.schema({"uri": pa.string(), "start_seconds": pa.float64(), "end_seconds": pa.float64()})
-    table = pa.json.read_json(
+    reader = pa.json.open_json(
         file,
         read_options=pa.json.ReadOptions(block_size=_JSON_BLOCK_BYTES),
         parse_options=pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
     )
+    table = _bounded(reader, reader.schema, name)
     # The reader makes a column of nulls where no object has the key.
     return table.drop_columns(["uri"]) if table["uri"].null_count == table.num_rows > 0 else table
 
 
-def _read_parquet(file: BinaryIO) -> pa.Table:
-    parquet = pa.parquet.ParquetFile(file)
-    return parquet.read(columns=[name for name in _COLUMNS if name in parquet.schema_arrow.names])
+def _read_parquet(file: BinaryIO, name: str) -> pa.Table:
+    metadata = pa.parquet.read_metadata(file)
+    found = metadata.schema.to_arrow_schema()
+    columns = [column for column in _COLUMNS if column in found.names]
+    for field in map(found.field, columns):
+        if pa.types.is_nested(field.type):
+            raise UsageError(f"manifest {name!r}: {field.name}: expected text or numbers, got {field.type}")
+    parquet = pa.parquet.ParquetFile(file, metadata=metadata, read_dictionary=columns, pre_buffer=False)
+    schema = pa.schema(map(parquet.schema_arrow.field, columns))
+    batches = parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns, use_threads=False) if columns else ()
+    return _bounded(batches, schema, name)
+
+
+def _bounded(batches: Iterable[pa.RecordBatch], schema: pa.Schema, name: str) -> pa.Table:
+    """All batches together. Raises: UsageError as soon as they are too many."""
+    kept: list[pa.RecordBatch] = []
+    num_rows = num_bytes = 0
+    for batch in batches:
+        num_rows += batch.num_rows
+        num_bytes += sum(_text_bytes(column) for column in batch.columns)
+        if num_rows > MAX_ROWS or num_bytes > MAX_TEXT_BYTES:
+            raise UsageError(
+                f"manifest {name!r}: expected at most {MAX_ROWS} rows, and {MAX_TEXT_BYTES} bytes of text in them, got "
+                f"{num_rows} and {num_bytes} before its end; split it into several manifests"
+            )
+        kept.append(batch)
+    return pa.Table.from_batches(kept, schema)
+
+
+def _text_bytes(column: pa.Array) -> int:
+    """Bytes of the values when each row has its own; none of numbers."""
+    values = column.dictionary if pa.types.is_dictionary(column.type) else column
+    if pa.types.is_primitive(values.type) or pa.types.is_null(values.type):
+        return 0
+    lengths = pa.compute.binary_length(values)
+    lengths = lengths.take(column.indices) if values is not column else lengths
+    return pa.compute.sum(lengths).as_py() or 0
 
 
 def _row(name: str, number: int, uri: object, start: object, end: object) -> ManifestRow:

@@ -10,11 +10,13 @@ import io
 from collections.abc import Iterator
 from dataclasses import replace
 
-from pipeline.errors import ErrorCode, MediaError, Stage
+import pyarrow as pa
+
+from pipeline.errors import ErrorCode, MediaError, Stage, UsageError
 from pipeline.media.inside import Inside, row_uri
 from pipeline.media.location import open_binary
 from pipeline.sources.items import Found, SourceFailure, SourceItem, failure_of
-from pipeline.sources.manifest import SPAN_COLUMNS, URI_COLUMN, checked_span
+from pipeline.sources.manifest import MAX_ROWS, SPAN_COLUMNS, URI_COLUMN, checked_span
 
 _SUFFIXES = (".parquet", ".arrow", ".feather")
 
@@ -45,10 +47,15 @@ def list_rows(table: SourceItem) -> Iterator[Found]:
             columns = [] if URI_COLUMN in cells.schema.names else media_columns(cells.schema)
             num_rows = cells.num_rows
             # Said by a footer: many rows of equal spans take no bytes in the file, and each would be held in memory.
-            is_bomb = num_rows > num_bytes
+            is_bomb = num_rows > min(num_bytes, MAX_ROWS)
             spans = {}
             if len(columns) == 1 and not is_bomb:
-                spans = cells.small_columns([name for name in SPAN_COLUMNS if name in cells.schema.names])
+                named = [name for name in SPAN_COLUMNS if name in cells.schema.names]
+                for name in named:
+                    _require_numbers(table.uri, cells.schema.field(name))
+                spans = cells.small_columns(named)
+    except UsageError:
+        raise
     except MediaError as error:
         yield SourceFailure(uri=table.uri, code=error.code, message=error.message)
         return
@@ -62,7 +69,8 @@ def list_rows(table: SourceItem) -> Iterator[Found]:
         yield failure_of(table.uri, ErrorCode.UNSUPPORTED_MEDIA, what)
         return
     if is_bomb:
-        yield failure_of(table.uri, ErrorCode.CORRUPT_MEDIA, f"{num_rows} rows of media in {num_bytes} bytes")
+        what = f"{num_rows} rows of media in {num_bytes} bytes; expected at most one a byte, and {MAX_ROWS}"
+        yield failure_of(table.uri, ErrorCode.CORRUPT_MEDIA, what)
         return
     for row in range(num_rows):
         start, end = (spans[name][row] if name in spans else None for name in SPAN_COLUMNS)
@@ -70,6 +78,12 @@ def list_rows(table: SourceItem) -> Iterator[Found]:
         uri = row_uri(table.uri, columns[0], row)
         share = table.num_bytes // num_rows
         yield replace(table, uri=uri, num_bytes=share, start_seconds=start, end_seconds=end)
+
+
+def _require_numbers(uri: str, field: pa.Field) -> None:
+    """Text would be decoded whole before its length is known. Raises: UsageError."""
+    if not (pa.types.is_primitive(field.type) or pa.types.is_null(field.type)):
+        raise UsageError(f"table {uri!r}: {field.name}: expected a column of numbers of seconds, got {field.type}")
 
 
 def named_row(item: SourceItem, inside: Inside) -> Found:

@@ -3,6 +3,8 @@
 Own code and not `tarfile`: what is needed is where each member's bytes lie, and a stranger's archive must not decide
 how much memory that takes (`tarfile` reads an extended header of any size into memory). Read are the formats in use:
 V7, ustar, GNU (long names, sizes above 8 GiB) and pax. Nothing is extracted, so nothing is written anywhere.
+Of extended headers only what is needed is kept, and an archive of too many members, or too much in their names, is read
+no further.
 Cost: one seek and 512 bytes a member; a few more for a long name.
 Source: https://pubs.opengroup.org/onlinepubs/9799919799/utilities/pax.html; the GNU tar manual, "Tar Internals".
 """
@@ -16,6 +18,9 @@ from pipeline.media.byte_range import ByteRange
 
 BLOCK_BYTES = 512
 _MAX_EXTENDED_BYTES = 1 << 20
+MAX_MEMBERS = 5_000_000  # each is half a kilobyte of the driver's memory as a source
+MAX_NAME_BYTES = 1 << 30
+_SPARSE_KEYS = b"GNU.sparse."
 _REGULAR = frozenset({b"0", b"\0", b"7"})
 _FOLDER = b"5"
 _WITHOUT_DATA = {b"1": "a hard link", b"2": "a link", b"3": "a device", b"4": "a device", b"6": "a pipe"}
@@ -49,11 +54,11 @@ def is_tar(head: bytes) -> bool:
 def read_members(file: BinaryIO) -> Iterator[TarMember]:
     """Give the members in order; folders are left out.
 
-    Raises: TarError where the archive is damaged or cut off; the members before that have been given. OSError as the
-        file does.
+    Raises: TarError where the archive is damaged or cut off, or has more than MAX_MEMBERS members or MAX_NAME_BYTES in
+        their names; the members before that have been given. OSError as the file does.
     """
     size = file.seek(0, os.SEEK_END)
-    position = 0
+    position = num_members = num_name_bytes = 0
     extended: dict[bytes, bytes] = {}
     while True:
         block = _read_block(file, position, size)
@@ -70,8 +75,16 @@ def read_members(file: BinaryIO) -> Iterator[TarMember]:
             continue
         member, position = _member(file, block, start, extended, size)
         extended = {}
-        if member is not None:
-            yield member
+        if member is None:
+            continue
+        num_members += 1
+        num_name_bytes += len(member.name)
+        if num_members > MAX_MEMBERS or num_name_bytes > MAX_NAME_BYTES:
+            raise TarError(
+                f"expected at most {MAX_MEMBERS} members and {MAX_NAME_BYTES} bytes of names, got {num_members} and "
+                f"{num_name_bytes} by byte {position}; split the archive"
+            )
+        yield member
 
 
 def _member(
@@ -88,7 +101,7 @@ def _member(
         where = os.fsdecode(name)
         raise TarError(f"{where!r} should end at byte {found.stop}, the archive ends at {size}", is_cut=True)
     is_folder = kind in (_FOLDER, _VOLUME) or (kind == b"\0" and name.endswith(b"/"))
-    is_sparse = kind == _SPARSE or any(key.startswith(b"GNU.sparse.") for key in extended)
+    is_sparse = kind == _SPARSE or _SPARSE_KEYS in extended
     refusal = "a sparse file" if is_sparse else _WITHOUT_DATA.get(kind)
     if refusal is None and kind not in _REGULAR:
         refusal = f"a member of type {kind!r}"
@@ -112,16 +125,21 @@ def _extended(file: BinaryIO, kind: bytes, found: ByteRange, size: int) -> dict[
 
 
 def _pax_records(data: bytes, position: int) -> dict[bytes, bytes]:
-    """Records of the form `<length> <key>=<value>` and a newline, the length counting itself."""
+    """What counts of records of the form `<length> <key>=<value>` and a newline, the length counting itself."""
     records: dict[bytes, bytes] = {}
-    while data.strip(b"\0"):
-        length_text, _, _ = data[:20].partition(b" ")
+    data = data.rstrip(b"\0")
+    start = 0
+    while start < len(data):
+        length_text, _, _ = data[start : start + 20].partition(b" ")
         length = int(length_text) if length_text.isdigit() else 0
-        key, equals, value = data[len(length_text) + 1 : length].partition(b"=")
-        if length <= len(length_text) + 1 or length > len(data) or not equals or not value.endswith(b"\n"):
+        key, equals, value = data[start + len(length_text) + 1 : start + length].partition(b"=")
+        if length <= len(length_text) + 1 or start + length > len(data) or not equals or not value.endswith(b"\n"):
             raise TarError(f"the extended header at byte {position} is damaged")
-        records[key] = value[:-1]
-        data = data[length:]
+        if key.startswith(_SPARSE_KEYS):
+            records[_SPARSE_KEYS] = b""
+        elif key in (b"path", b"size"):
+            records[key] = value[:-1]
+        start += length
     return records
 
 

@@ -12,7 +12,7 @@ from pipeline.media.attempts import Attempts
 from pipeline.media.sandbox import Sandbox
 from pipeline.media.shared_template import SharedTemplate
 from pipeline.plan.probe import ProbeResult, items_of, probe_source, results_table
-from pipeline.plan.schema import requests_of
+from pipeline.plan.schema import RequestPlan, requests_of
 from pipeline.request.build import build_request
 from pipeline.request.deferred import decoded_request, deferred_request
 from pipeline.sources.items import SourceItem
@@ -74,6 +74,7 @@ class Decode(DecodingStage):
         config: the run's settings.
         shared: a decoder process to use and leave open.
         claim: given a request that the GPU may decode, whether it is to; None where there is no such GPU.
+        attempts_uri: where deaths of a GPU's decoders are written down.
     """
 
     def __init__(
@@ -81,9 +82,11 @@ class Decode(DecodingStage):
         config: Config,
         shared: Sandbox | None = None,
         claim: Callable[[str], bool] | None = None,
+        attempts_uri: str | None = None,
     ) -> None:
         super().__init__(config, shared)
         self._claim = claim
+        self._attempts = None if claim is None or attempts_uri is None else Attempts(attempts_uri, on_device=True)
 
     def __call__(self, plan: pa.Table) -> pa.Table:
         """One row of PLAN_SCHEMA to one row of REQUEST_SCHEMA; a bad clip is among its failures.
@@ -93,6 +96,11 @@ class Decode(DecodingStage):
         (request,) = requests_of(plan)
         if self._claim is None:
             return build_request(request, self._sandbox)
-        if may_decode_on_device(request) and self._claim(request.request_id):
+        if may_decode_on_device(request) and self._is_harmless(request) and self._claim(request.request_id):
             return deferred_request(request)
         return decoded_request(build_request(request, self._sandbox))
+
+    def _is_harmless(self, request: RequestPlan) -> bool:
+        """Whether none of its media has ended a GPU's decoders."""
+        attempts = self._attempts
+        return attempts is None or all(attempts.allows(clip.sources[0].uri) for clip in request.clips)

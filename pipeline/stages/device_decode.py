@@ -16,8 +16,10 @@ from pipeline.device.nvdec.clip import distinct_frames
 from pipeline.device.nvdec.process import DeviceDecoders
 from pipeline.device.nvdec.rows import RowQueue
 from pipeline.device.nvdec.session import RefusedError
+from pipeline.device.nvdec.worker_process import EndedError
 from pipeline.device.transfer import Transfer
-from pipeline.errors import MediaError
+from pipeline.errors import MediaError, Stage
+from pipeline.media.attempts import Attempts, Death
 from pipeline.media.colour import colour_tables
 from pipeline.plan.schema import Clip, Failure, RequestPlan
 from pipeline.request.build import build_request, clip_job
@@ -56,7 +58,7 @@ class DeviceDecode:
         device: where the rows are wanted.
         decoders: give frames there; ended with this.
         transfer: brings over what had to be decoded on the CPU.
-        attempts_uri: where deaths of the CPU's decoders are written down.
+        attempts_uri: where deaths of decoders are written down, the GPU's and the CPU's.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class DeviceDecode:
         # One lasting thread: the CPU's decoder process ends with the thread that started it.
         self._on_cpu = ThreadPoolExecutor(1, "cpu-clip")
         self._sandbox = make_sandbox(config, attempts_uri)
+        self._attempts = None if attempts_uri is None else Attempts(attempts_uri, on_device=True)
 
     @property
     def num_requests(self) -> int:
@@ -108,12 +111,16 @@ class DeviceDecode:
         try:
             return _Part(rows=self._decode_here(clip), decoder=DECODER)
         except (RefusedError, MediaError) as error:
+            if isinstance(error, EndedError) and self._attempts is not None:
+                self._attempts.record(Death(uri=clip.sources[0].uri, code=error.code, message=str(error)))
             _LOG.info("nvdec_refused source=%s reason=%s", clip.source_uris[0], error)
         return self._on_cpu.submit(self._decode_on_cpu, clip).result()
 
     def _decode_here(self, clip: Clip) -> torch.Tensor:
-        """Raises: RefusedError; MediaError for a file that is gone or changed."""
+        """Raises: RefusedError; MediaError for a file that is gone or changed, or that has ended the GPU's decoders."""
         item = clip.sources[0]
+        if self._attempts is not None:
+            self._attempts.require_allowed(item.uri, Stage.DECODE)
         require_unchanged(item, clip.source_id)
         job = clip_job(clip, item)
         places = {number: place for place, number in enumerate(distinct_frames(job))}

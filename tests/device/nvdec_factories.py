@@ -14,6 +14,8 @@ from pipeline.config import Config
 from pipeline.device.nvdec.clip import distinct_frames
 from pipeline.device.nvdec.process import DeviceFrames
 from pipeline.device.nvdec.session import RefusedError
+from pipeline.device.nvdec.worker_process import EndedError
+from pipeline.errors import ErrorCode
 from pipeline.media.colour import ColourSpace
 from pipeline.media.container import ClipJob
 from pipeline.plan.clips import Recipe, plan_clips
@@ -73,18 +75,23 @@ class CpuDecoders:
 
     Args:
         refused: names of files that are refused.
+        deadly: names of files that end the decoders' process.
     """
 
     num_decoders = 2
     is_down = False
 
-    def __init__(self, refused: Sequence[str] = ()) -> None:
-        self._refused = refused
+    def __init__(self, refused: Sequence[str] = (), deadly: Sequence[str] = ()) -> None:
+        self._refused, self._deadly = refused, deadly
+        self.given: list[str] = []
         self.is_closed = False
 
     @contextmanager
     def frames(self, job: ClipJob, size: tuple[int, int]) -> Iterator[DeviceFrames]:
-        if Path(job.uri).name in self._refused:
+        self.given.append(Path(job.uri).name)
+        if self.given[-1] in self._deadly:
+            raise EndedError(ErrorCode.DECODER_CRASHED, "as the test wants it")
+        if self.given[-1] in self._refused:
             raise RefusedError("as the test wants it")
         planes = decode_planes(job.uri)
         assert planes[0].shape == (size[1] * 3 // 2, size[0])

@@ -15,6 +15,7 @@ from pipeline.config import DecodeConfig, LimitsConfig
 from pipeline.device.nvdec.process import NvdecProcess
 from pipeline.device.nvdec.rows import TorchRowMaker, make_row_maker, patch_rows
 from pipeline.device.nvdec.session import RefusedError
+from pipeline.device.nvdec.worker_process import EndedError
 from pipeline.device.transfer import make_transfer
 from pipeline.media.colour import ColourSpace, colour_tables
 from pipeline.media.container import ClipJob
@@ -145,7 +146,7 @@ def test_a_process_that_is_killed_or_hangs_refuses_its_clips_and_is_replaced(vid
     for end in (signal.SIGKILL, signal.SIGSTOP):
         assert mortal.pid is not None
         os.kill(mortal.pid, end)
-        with pytest.raises(RefusedError):
+        with pytest.raises(EndedError):
             planes_on_device(mortal, video("h264.mp4"))
         assert len(planes_on_device(mortal, video("h264.mp4")))
 

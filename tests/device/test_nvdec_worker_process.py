@@ -5,14 +5,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from pipeline.config import LimitsConfig
 from pipeline.device.nvdec.session import RefusedError
-from pipeline.device.nvdec.worker_process import MOST_ENDS, NvdecUnavailableError, WorkerProcess
-from tests.faults.processes import REPOSITORY
+from pipeline.device.nvdec.worker_process import MOST_ENDS, EndedError, NvdecUnavailableError, WorkerProcess
+from pipeline.errors import ErrorCode
+from tests.faults.processes import REPOSITORY, wait_until
 
 PATIENT_SECONDS = 60.0
 IMPATIENT_SECONDS = 0.3
@@ -49,6 +51,28 @@ def test_a_process_that_ends_is_replaced_at_the_next_question(do, seconds, make)
     assert process.pid is None
     assert ask(process, "answer")["pid"] == process.pid != first
     assert not process.is_down
+
+
+@pytest.mark.parametrize(
+    ("do", "seconds", "code", "blames_the_other"),
+    [
+        ("wait", IMPATIENT_SECONDS, ErrorCode.DECODER_TIMEOUT, False),
+        ("crash", PATIENT_SECONDS, ErrorCode.DECODER_CRASHED, False),
+        ("die", PATIENT_SECONDS, ErrorCode.DECODER_CRASHED, True),  # and does not say for whose sake
+    ],
+)
+def test_the_question_that_ends_a_process_is_told_from_one_that_waits_beside_it(
+    do, seconds, code, blames_the_other, make
+):
+    process = make()
+    with ThreadPoolExecutor(1) as pool:
+        beside = pool.submit(ask, process, "wait", 1)
+        assert wait_until(lambda: process._life.waiting)
+        with pytest.raises(EndedError) as ended:
+            ask(process, do, seconds=seconds)
+        assert ended.value.code is code
+        assert isinstance(beside.exception(), EndedError) is blames_the_other
+        assert isinstance(beside.exception(), RefusedError)
 
 
 def test_one_end_refuses_what_the_other_channel_waits_for_and_counts_once(make):

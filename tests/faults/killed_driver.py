@@ -4,19 +4,22 @@
 
 An audit hook counts the opens, renames and removals below OUT, so a kill falls between any two of them: before a
 temporary is made, before it is renamed, after the rename and before the folder is synced, between errors and
-embeddings. Forked, because importing takes longer than the runs do. Prints how each child ended. With `--compact` a
-run ends with the table and with `--lance` with the Lance dataset, and after each end the readers of fragments and of
-what there is must see the same rows.
+embeddings. Forked, because importing takes longer than the runs do. Prints how each child ended. A fragment that one
+child left no later one writes again, and a child that comes to its end has decoded those that were missing. With
+`--compact` a run ends with the table and with `--lance` with the Lance dataset, and after each end the readers of
+fragments and of what there is must see the same rows.
 """
 
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 from pipeline.sink.compact import read_manifest
 from pipeline.sink.lance_table import DATASET
 from pipeline.sink.output import OutputFolder
+from tests.faults.processes import fragment_times
 from tests.sink.readers import fragments_table, lance_table, manifest_table
 
 _EVENTS = ("open", "os.rename", "os.remove")
@@ -27,6 +30,7 @@ def main() -> None:
     sources, out, *numbers = [word for word in sys.argv[1:] if word[0] != "-"]
     import pipeline.flow.local  # noqa: F401
     from pipeline import Config, embed
+    from pipeline.stages.decode import Decode
 
     values = {
         "model": "random:tiny",
@@ -35,12 +39,16 @@ def main() -> None:
         "output": {"compact": compact},
     }
     for number in map(int, numbers):
+        before = fragment_times(Path(out))
         child = os.fork()
         if not child:
+            decoded = _counted(Decode)
             sys.addaudithook(_killer(out, number))
             embed(sources, out, config=Config.from_values(values), runner="local")
+            assert len(decoded) == len(fragment_times(Path(out))) - len(before)
             os._exit(0)
         _, status = os.waitpid(child, 0)
+        assert before.items() <= fragment_times(Path(out)).items()
         if compact:
             _require_equal_readers(OutputFolder(out))
         sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
@@ -56,6 +64,19 @@ def _require_equal_readers(folder: OutputFolder) -> None:
             assert lance_table(folder).equals(fragments_table(folder))
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def _counted(stage: Any) -> list[Any]:
+    """What the stage is called with from now on."""
+    calls: list[Any] = []
+    call = stage.__call__
+
+    def counting(self: Any, plan: Any) -> Any:
+        calls.append(plan)
+        return call(self, plan)
+
+    stage.__call__ = counting
+    return calls
 
 
 def _killer(out: str, number: int) -> Any:

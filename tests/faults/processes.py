@@ -86,7 +86,7 @@ def patchwire(*arguments: object) -> subprocess.CompletedProcess[str]:
         return command.finish()
 
 
-def embed_here(sources: Path, out: Path, **sections: object) -> RunSummary:
+def embed_here(sources: Path, out: Path | str, **sections: object) -> RunSummary:
     """What `SETTINGS` on the command line are, in this process and serially."""
     values = {"model": "random:tiny", "request": {"max_patches": 1}, "encode": {"threads": 1}, **sections}
     return embed(sources, out, config=Config.from_values(values), runner="local")
@@ -103,6 +103,10 @@ def wait_until(condition: Callable[[], object], timeout_seconds: float = 120) ->
 
 def num_fragments(out: Path) -> int:
     return len(list((out / "embeddings").glob("*.parquet")))
+
+
+def fragment_times(out: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (out / "embeddings").glob("*.parquet")}
 
 
 def fragment_bytes(out: Path) -> dict[str, bytes]:

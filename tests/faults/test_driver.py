@@ -19,6 +19,7 @@ from tests.faults.processes import (
     Command,
     embed_here,
     fragment_bytes,
+    fragment_times,
     num_fragments,
     patchwire,
     wait_until,
@@ -30,6 +31,14 @@ KILL_POINTS = (1, 8, 20, 24, 25, 26, 27, 28, 29)
 # Of a run with nothing left to do, from its first look at the fragments to the table's manifest and `run.json`.
 LANCE_POINTS = (15, 17, 40, 77, 78, 79, 80, 81, 82, 83, 30, 40)
 COMMIT_POINTS = (13, 14, 15, 30, 55, 56, 57, 58, 59, 60)
+
+
+def take_up(sources: Path, out: Path, undisturbed: Path) -> None:
+    """Go on with an output, and see that only what was missing is done."""
+    before = fragment_times(out)
+    assert embed_here(sources, out).num_requests == num_fragments(undisturbed) - len(before)
+    assert before.items() <= fragment_times(out).items()
+    assert fragment_bytes(out) == fragment_bytes(undisturbed)
 
 
 def killed_runs(sources: Path, out: Path, points: tuple[int, ...], *options: str) -> list[int]:
@@ -101,8 +110,7 @@ def test_a_signal_ends_a_run_in_order_and_leaves_no_process_behind(
     assert "Traceback" not in stopped.stderr
     assert not (out / "lease.json").exists()
     assert num_fragments(out) < num_fragments(undisturbed)
-    embed_here(videos, out)
-    assert fragment_bytes(out) == fragment_bytes(undisturbed)
+    take_up(videos, out, undisturbed)
 
 
 def test_a_second_run_is_refused_while_the_first_one_lives_and_takes_over_when_it_was_killed(
@@ -117,8 +125,7 @@ def test_a_second_run_is_refused_while_the_first_one_lives_and_takes_over_when_i
         assert refused.returncode == 1
         assert f"is held by process {first.pid} on" in refused.stderr
         os.kill(first.pid, signal.SIGKILL)
-    embed_here(videos, out)
-    assert fragment_bytes(out) == fragment_bytes(undisturbed)
+    take_up(videos, out, undisturbed)
 
 
 def test_a_second_run_is_refused_before_its_sources_are_looked_at(tmp_path: Path) -> None:
@@ -140,8 +147,5 @@ def test_a_killed_driver_takes_its_ray_with_it_and_the_next_run_goes_on(
         os.kill(run.pid, signal.SIGKILL)
         # Two agents of Ray's own may look for their raylet for another minute.
         assert wait_until(lambda: set(run.processes()) <= set(run.processes("Agent")), 60)
-    before = {path: path.stat().st_mtime_ns for path in (out / "embeddings").glob("*.parquet")}
-    assert embed_here(videos, out).exit_code == 0
-    assert {path: path.stat().st_mtime_ns for path in before} == before  # what was done is not done again
-    assert fragment_bytes(out) == fragment_bytes(undisturbed)
+    take_up(videos, out, undisturbed)
     assert verify_output(OutputFolder(str(out))).ok

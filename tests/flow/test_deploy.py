@@ -60,6 +60,7 @@ def test_a_manifest_has_what_the_v1_api_requires(name: str) -> None:
     spec = cluster_spec(name)
     assert spec.keys() == {
         "rayVersion",
+        "authOptions",
         "enableInTreeAutoscaling",
         "autoscalerOptions",
         "headGroupSpec",
@@ -71,6 +72,16 @@ def test_a_manifest_has_what_the_v1_api_requires(name: str) -> None:
         assert resources["requests"] == resources["limits"]
     for group in spec["workerGroupSpecs"]:
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+@BOTH
+def test_ray_asks_for_its_token_and_the_operator_that_is_named_knows_how(name: str) -> None:
+    spec = cluster_spec(name)
+    assert spec["authOptions"] == {"mode": "token"}
+    assert tuple(map(int, spec["rayVersion"].split("."))) >= (2, 52, 0)  # what the operator wants for that mode
+    assert "operator and CRDs 1.5.1 or later" in (DEPLOY / name).read_text(encoding="utf-8")
+    for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
+        assert not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} & {entry["name"] for entry in container(group).get("env", [])}
 
 
 def test_the_job_makes_the_cluster_that_stands_alone_and_gives_it_back() -> None:

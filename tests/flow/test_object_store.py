@@ -1,4 +1,4 @@
-"""An output in a real S3 server: embed, resume, a lost fragment, the lease, compaction, `verify`."""
+"""An output in a real S3 server: embed, resume, a lost fragment, a killed driver, the lease, compaction, `verify`."""
 
 import os
 import signal
@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -19,11 +20,14 @@ from pipeline.sink.lance_table import open_dataset
 from pipeline.sink.lease import LEASE, Holder, Lease
 from pipeline.sink.output import Kind, OutputFolder
 from pipeline.sink.verify import verify_output
-from tests.faults.processes import REPOSITORY
+from tests.faults.processes import REPOSITORY, SETTINGS, Command, embed_here
 from tests.flow.tables import embeddings_of
 from tests.sink.readers import fragments_table, lance_table, manifest_table
 
-moto_server = pytest.importorskip("moto.server", reason="the development extra brings an S3 server")
+if TYPE_CHECKING:
+    from tests.flow.killing_server import KillingServer
+
+pytest.importorskip("moto.server", reason="the development extra brings an S3 server")
 pytest.importorskip("s3fs", reason="the development extra brings fsspec's driver for S3")
 
 pytestmark = [
@@ -34,28 +38,30 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """The URL of an empty bucket; drivers find the server and its keys in the environment, as users set them."""
+def server() -> Iterator["KillingServer"]:
+    """The server, which drivers find in the environment with its keys, as users set them."""
     import s3fs
 
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
+    from tests.flow.killing_server import KillingServer
+
+    server = KillingServer()
+    before = {name: os.environ.get(name) for name in server.environment}
+    os.environ.update(server.environment)
     s3fs.S3FileSystem.clear_instance_cache()
-    s3fs.S3FileSystem().mkdir("outputs")
-    yield "s3://outputs"
+    yield server
     for name, value in before.items():
         os.environ.pop(name) if value is None else os.environ.update({name: value})
     s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def bucket(server: "KillingServer") -> str:
+    """The URL of an empty bucket."""
+    import s3fs
+
+    s3fs.S3FileSystem().mkdir("outputs")
+    return "s3://outputs"
 
 
 def run(corpus: Path, out: str, **sections: object) -> RunSummary:
@@ -83,6 +89,52 @@ def test_an_output_in_s3_is_made_resumed_and_verified_like_one_on_a_disk(
     store.get(f"{root}/embeddings/", str(tmp_path / "copy" / "embeddings"), recursive=True)
     assert embeddings_of(tmp_path / "copy").equals(embeddings_of(tmp_path / "OUT"))
     assert LEASE not in {path.rpartition("/")[2] for path in store.ls(root, detail=False)}
+
+
+# What a run does in this order; each kill but the last leaves more for the next run to find.
+DRIVER_POINTS = (
+    ("PUT", "/lease.json", True),
+    ("PUT", "/plan/", False),
+    ("PUT", "/plan/", True),
+    ("PUT", "/errors/", False),
+    ("PUT", "/embeddings/", False),
+    ("PUT", "/embeddings/", True),
+    ("DELETE", "/lease.json", False),
+)
+
+
+@pytest.mark.timeout(300)
+def test_a_driver_killed_at_work_in_s3_is_taken_up_by_the_same_command_and_leaves_the_same_bytes(
+    corpus: Path, server: "KillingServer", bucket: str
+) -> None:
+    whole, folder = OutputFolder(f"{bucket}/WHOLE"), OutputFolder(f"{bucket}/KILLED")
+    embed_here(corpus, whole.uri)
+    expected = stored_fragments(whole)
+    for point in (*DRIVER_POINTS, None):
+        before = stored_fragments(folder)
+        server.asked.clear()
+        with Command("embed", corpus, "--out", folder.uri, *SETTINGS, "--runner", "local") as command:
+            if point is not None:
+                server.aim(command.pid, point)
+            ended = command.finish()
+        assert ended.returncode == (-signal.SIGKILL if point else 3), (point, ended.stderr)
+        found = stored_fragments(folder)
+        assert found.items() <= expected.items()
+        written = {path.removeprefix("/outputs/KILLED/") for method, path in server.asked if method == "PUT"}
+        assert not written & before.keys()  # what was done is not done again
+    assert found == expected
+    assert verify_output(folder).ok
+    store, root = folder.store()
+    assert {path.rpartition(".")[2] for path in store.find(root)} == {"parquet", "json"}
+    assert not [path for path in store.find(root) if "/." in path]
+
+
+def stored_fragments(folder: OutputFolder) -> dict[str, bytes]:
+    """Everything that a reader who lists `embeddings/` sees, by its path below the folder."""
+    return {
+        f"{Kind.EMBEDDINGS}/{name}": folder.open(f"{Kind.EMBEDDINGS}/{name}").read()
+        for name in folder.entries(Kind.EMBEDDINGS)
+    }
 
 
 def test_a_commit_step_in_s3_killed_at_any_request_shows_both_kinds_of_reader_the_same_rows(

@@ -1,3 +1,4 @@
+import fcntl
 import os
 import signal
 import threading
@@ -65,9 +66,21 @@ def test_deaths_are_known_to_the_next_run_until_the_quarantine_is_lifted(folder_
         Attempts(folder_uri).record(death("/a.mp4"))
     later = Attempts(folder_uri)
     assert is_refused(later, "/a.mp4") is ErrorCode.DECODER_CRASHED
-    assert later.forget_all() == 2
+    later.forget_all()
     assert is_refused(later, "/a.mp4") is None
     assert is_refused(Attempts(folder_uri), "/a.mp4") is None
+
+
+def test_a_death_of_a_gpus_decoder_counts_for_gpus_alone_and_is_lifted_like_the_others(folder_uri):
+    on_device, on_cpu = Attempts(folder_uri, on_device=True), Attempts(folder_uri)
+    on_cpu.record(death("/b.mp4"))
+    assert on_device.record(death("/a.mp4", ErrorCode.DECODER_TIMEOUT)) == 1
+    later = Attempts(folder_uri, on_device=True)
+    assert (is_refused(later, "/a.mp4"), is_refused(later, "/b.mp4")) == (ErrorCode.DECODER_TIMEOUT, None)
+    assert on_cpu.record(death("/a.mp4")) == 1
+    assert is_refused(on_cpu, "/a.mp4") is None
+    on_cpu.forget_all()
+    assert is_refused(Attempts(folder_uri, on_device=True), "/a.mp4") is None
 
 
 def test_another_workers_deaths_are_known_at_the_next_job(tmp_path):
@@ -75,6 +88,63 @@ def test_another_workers_deaths_are_known_at_the_next_job(tmp_path):
     for _ in range(2):
         other.record(death("/a.mp4"))
     assert is_refused(mine, "/a.mp4") is ErrorCode.DECODER_CRASHED
+
+
+def test_a_death_in_the_same_tick_of_the_folders_clock_as_the_last_one_is_seen(tmp_path):
+    folder = tmp_path / "attempts"
+    mine, other = Attempts(str(folder)), Attempts(str(folder))
+    other.record(death("/a.mp4"))
+    assert is_refused(mine, "/a.mp4") is None
+    tick = folder.stat()
+    other.record(death("/a.mp4"))
+    os.utime(folder, ns=(tick.st_atime_ns, tick.st_mtime_ns))
+    assert is_refused(mine, "/a.mp4")
+
+
+def test_a_medium_with_a_death_is_tried_by_one_at_a_time_until_it_has_been_decoded(tmp_path):
+    attempts = Attempts(str(tmp_path / "attempts"))
+    attempts.record(death("/a.mp4"))
+
+    def is_taken():
+        with turn.open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    with pytest.raises(MediaError), attempts.turn("/a.mp4", Stage.DECODE):
+        (turn,) = (tmp_path / "attempts").glob("*.turn")
+        assert is_taken()
+        raise MediaError(ErrorCode.CORRUPT_MEDIA, "not decoded", Stage.DECODE)
+    with attempts.turn("/a.mp4", Stage.DECODE):
+        assert is_taken()
+        with attempts.turn("/b.mp4", Stage.DECODE):
+            pass
+    with attempts.turn("/a.mp4", Stage.DECODE), attempts.turn("/a.mp4", Stage.DECODE):
+        assert not is_taken()
+    attempts.forget_all()
+    assert not list((tmp_path / "attempts").iterdir())
+
+
+def test_who_waited_for_a_turn_is_told_of_the_second_death(tmp_path):
+    attempts, waiting = (Attempts(str(tmp_path / "attempts")) for _ in range(2))
+    attempts.record(death("/a.mp4"))
+    refused = []
+
+    def wait():
+        try:
+            with waiting.turn("/a.mp4", Stage.DECODE):
+                pass
+        except MediaError as error:
+            refused.append(error.code)
+
+    with attempts.turn("/a.mp4", Stage.DECODE):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        attempts.record(death("/a.mp4"))
+    thread.join()
+    assert refused == [ErrorCode.DECODER_CRASHED]
 
 
 def test_a_file_that_was_mended_is_tried_again(tmp_path):
@@ -117,7 +187,7 @@ def test_a_decoder_that_is_killed_from_outside_costs_nothing(made, tmp_path):
         expected = rows_of(box, job)
         end_in_mid_job(box, signal.SIGKILL)
         assert np.array_equal(rows_of(box, job), expected)
-        assert len(list((tmp_path / "attempts").iterdir())) == 1
+        assert len(list((tmp_path / "attempts").glob("*.json"))) == 1
 
 
 def test_a_medium_that_hangs_twice_is_not_given_to_a_third_decoder(made, tmp_path):

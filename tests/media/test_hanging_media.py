@@ -5,17 +5,23 @@ The template is a real one in which opening a file of a telling name does what a
 
 import shutil
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from pipeline import Config, RunSummary, embed
-from pipeline.errors import ErrorCode
+from pipeline.config import DecodeConfig, ImagesConfig, LimitsConfig
+from pipeline.errors import ErrorCode, MediaError
 from pipeline.flow.run import retry
-from pipeline.media.attempts import MAX_DEATHS
+from pipeline.media.attempts import MAX_DEATHS, Attempts
+from pipeline.media.sandbox import Sandbox
 from pipeline.sink.output import OutputFolder
 from pipeline.sink.verify import verify_output
+from tests.faults.processes import wait_until
 from tests.flow.tables import embeddings_of, errors_of
+from tests.media.helpers import make_job, probe, rows_of
 from tests.media_factory import make_video
 
 VALUES = {
@@ -86,6 +92,37 @@ def run(media: Path, out: Path) -> RunSummary:
 
 def num_deaths(out: Path) -> int:
     return len(list((out / "attempts").glob("*.json")))
+
+
+@pytest.mark.usefixtures("bad_decoders")
+@pytest.mark.parametrize("num_early", [1, 4])
+def test_workers_at_one_hanging_file_lose_the_decoders_that_were_at_it_and_one_more(
+    innocent: Path, tmp_path: Path, num_early: int
+) -> None:
+    num_workers, clips_each = 4, 3
+    hanging, good = make_video(tmp_path / "holds_the_lock.mp4"), innocent / "0.mp4"
+    at_once = threading.Barrier(num_workers)
+
+    def work(number: int) -> list[str]:
+        attempts = Attempts(str(tmp_path / "attempts"))
+        decode = DecodeConfig(timeout_seconds=2)
+        with Sandbox(decode, ImagesConfig(), LimitsConfig(), attempts) as box:
+            rows_of(box, make_job(good, probe(good), [0, 9]))
+            at_once.wait()
+            assert number < num_early or wait_until(lambda: num_deaths(tmp_path))
+            messages = []
+            for start in range(clips_each):
+                with pytest.raises(MediaError) as caught:
+                    rows_of(box, make_job(hanging, probe(hanging), [start, start + 1]))
+                messages.append(caught.value.message)
+            rows_of(box, make_job(good, probe(good), [0, 9]))
+        return messages
+
+    with ThreadPoolExecutor(num_workers) as pool:
+        messages = [message for found in pool.map(work, range(num_workers)) for message in found]
+    num_lost = num_deaths(tmp_path)
+    assert MAX_DEATHS <= num_lost <= num_early + 1
+    assert sum("not tried again" in message for message in messages) == num_workers * clips_each - num_lost
 
 
 @pytest.mark.usefixtures("bad_decoders")

@@ -1,6 +1,9 @@
 import json
 import math
 import os
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import ErrorCode, UsageError
+from tests.faults.processes import REPOSITORY
 
 from .factories import list_with, make_file, only_failure, uris_of
 
@@ -145,3 +149,67 @@ def test_a_url_that_could_read_local_files_does_not_pass_a_manifest(tmp_path: Pa
 def test_a_named_manifest_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "m.csv")
     assert only_failure(list_with(tmp_path / "m.csv")).code is ErrorCode.NOT_A_FILE
+
+
+def _many_columns(folder: Path) -> Path:
+    others = b"," * 490_000
+    return make_file(folder / "m.csv", b"uri" + others.replace(b",", b",x") + b"\n" + b"/no.mp4" + others + b"\n")
+
+
+def _repeated(folder: Path, text: str, count: int) -> Path:
+    rows = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), pa.array([text]))
+    pq.write_table(pa.table({"uri": rows}), folder / "m.parquet", compression="zstd", store_schema=False)
+    return folder / "m.parquet"
+
+
+def _large_rows(folder: Path) -> Path:
+    return _repeated(folder, "a" * 1_000_000, 20_000)
+
+
+def _many_rows(folder: Path) -> Path:
+    return _repeated(folder, "/no.mp4", 6_000_000)
+
+
+def _deep_rows(folder: Path) -> Path:
+    return make_file(folder / "m.jsonl", b'{"uri":"/no.mp4","x":' + b"[" * 8_000_000 + b"]" * 8_000_000 + b"}\n")
+
+
+@pytest.mark.parametrize(
+    ("make", "most_bytes", "says"),
+    [
+        (_many_columns, 2 << 20, "1 rows"),
+        (_large_rows, 1 << 10, "at most 5000000 rows, and 1073741824 bytes of text in them, got 4096 and 4096000000"),
+        (_many_rows, 1 << 20, "at most 5000000 rows"),
+        (_deep_rows, 17 << 20, "1 rows"),
+    ],
+)
+def test_a_small_manifest_that_stands_for_more_than_there_is_memory_takes_little_of_it(
+    tmp_path: Path, make, most_bytes: int, says: str
+) -> None:
+    manifest = make(tmp_path)
+    assert manifest.stat().st_size < most_bytes
+    code = """
+        import resource, sys
+        from pipeline.errors import UsageError
+        from pipeline.sources.manifest import read_manifest
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with open(sys.argv[1], "rb") as file:
+            try:
+                print(len(read_manifest(file, sys.argv[1])), "rows")
+            except UsageError as error:
+                print(error)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before >> 10)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(manifest)]
+    done = subprocess.run(command, cwd=REPOSITORY, check=False, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    answer, mebibytes = done.stdout.splitlines()
+    assert says in answer
+    assert int(mebibytes) < 300
+
+
+def test_a_column_of_lists_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    manifest = tmp_path / "m.parquet"
+    pq.write_table(pa.table({"uri": [["a.mp4"] * 3]}), manifest)
+    with pytest.raises(UsageError, match=r"m\.parquet'.*uri: expected text or numbers, got list"):
+        list_with(manifest)

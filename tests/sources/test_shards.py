@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import tarfile
+import tracemalloc
 import unicodedata
 from pathlib import Path
 
@@ -286,3 +287,32 @@ def test_a_manifest_leads_no_further_through_a_shard_than_to_a_file(tmp_path: Pa
     make_shard(make_file(tmp_path / "out" / "s.tar"), {"a.jpg": JPEG})
     listing = list_with(make_file(tmp_path / "in" / "m.csv", f"uri\n{row}\n".encode()))
     assert only_failure(listing).code is ErrorCode.OUTSIDE_ROOT
+
+
+def test_extended_headers_before_a_member_take_no_more_memory_than_one_of_them(tmp_path: Path) -> None:
+    with (tmp_path / "s.tar").open("wb") as file:
+        for number in range(16):
+            records = b"".join(b"72 %062d=abcde\n" % (number << 32 | place) for place in range(14_000))
+            header = tarfile.TarInfo("pax")
+            header.type, header.size = tarfile.XHDTYPE, len(records)
+            file.write(header.tobuf(tarfile.USTAR_FORMAT) + records + bytes(-len(records) % 512))
+        file.write(tarfile.TarInfo("x.jpg").tobuf(tarfile.USTAR_FORMAT) + bytes(1024))
+    with (tmp_path / "s.tar").open("rb") as file:
+        tracemalloc.start()
+        members = list(read_members(file))
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert [member.name for member in members] == [b"x.jpg"]
+    assert peak_bytes < 5 << 20
+
+
+@pytest.mark.parametrize(("limit", "most"), [("MAX_MEMBERS", 3), ("MAX_NAME_BYTES", 3 * len("0.jpg"))])
+def test_an_archive_of_too_many_members_is_read_no_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, most: int
+) -> None:
+    monkeypatch.setattr(f"pipeline.sources.tar_index.{limit}", most)
+    listing = list_with(make_shard(tmp_path / "s.tar", {f"{number}.jpg": JPEG for number in range(5)}))
+    assert len(listing.items) == 3
+    (failure,) = listing.failures
+    assert failure.code is ErrorCode.CORRUPT_MEDIA
+    assert "split the archive; 3 media before that are read" in failure.message

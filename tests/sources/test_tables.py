@@ -175,3 +175,22 @@ def test_one_large_row_group_is_streamed_and_not_held(tmp_path: Path) -> None:
             assert table.cell("bytes", row)[:1] == bytes([row])
             peak = max(peak, pa.total_allocated_bytes() - before)
     assert peak < num_cells * cell_bytes / 2
+
+
+def test_spans_of_text_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    spans = pa.DictionaryArray.from_arrays(pa.array([0] * 2000, pa.int32()), pa.array(["1" * 1_000_000]))
+    table = pa.table({"bytes": [number.to_bytes(2, "big") for number in range(2000)], "start_seconds": spans})
+    pq.write_table(table, tmp_path / "t.parquet", compression="zstd", store_schema=False)
+    with pytest.raises(
+        UsageError, match=r"t\.parquet'.*start_seconds: expected a column of numbers of seconds, got string"
+    ):
+        list_with(tmp_path / "t.parquet")
+
+
+def test_a_table_of_more_rows_than_a_driver_can_hold_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.sources.tables.MAX_ROWS", 4)
+    failure = only_failure(list_with(make_table(tmp_path / "t.parquet", CELLS)))
+    assert failure.code is ErrorCode.CORRUPT_MEDIA
+    assert "5 rows of media" in failure.message

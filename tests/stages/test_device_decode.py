@@ -10,6 +10,7 @@ import torch
 
 from pipeline.device.transfer import make_transfer
 from pipeline.errors import ErrorCode, RequestError
+from pipeline.media.attempts import Attempts
 from pipeline.plan.schema import RequestPlan, plan_table
 from pipeline.request.build import build_request
 from pipeline.request.deferred import deferred_plan, deferred_request
@@ -43,8 +44,8 @@ def on_cpu(videos: list[Path]) -> DeviceRequest:
 def make() -> Iterator[Callable[[CpuDecoders], DeviceDecode]]:
     made: list[DeviceDecode] = []
 
-    def build(decoders: CpuDecoders) -> DeviceDecode:
-        made.append(DeviceDecode(make_config(), CPU, decoders, make_transfer(CPU, num_slots=1)))
+    def build(decoders: CpuDecoders, attempts_uri: str | None = None) -> DeviceDecode:
+        made.append(DeviceDecode(make_config(), CPU, decoders, make_transfer(CPU, num_slots=1), attempts_uri))
         return made[-1]
 
     yield build
@@ -65,6 +66,32 @@ def test_a_refused_clip_is_decoded_on_the_cpu_in_its_place(videos, on_cpu, make)
     assert torch.equal(found.rows, on_cpu.rows)
     assert found.meta.clips == on_cpu.meta.clips
     assert found.meta.decoders == ("nvdec", "pyav", "nvdec")
+
+
+def test_a_clip_that_ends_the_gpus_decoders_is_never_given_to_them_again_until_that_is_lifted(
+    videos, on_cpu, make, tmp_path
+):
+    folder = str(tmp_path / "attempts")
+
+    def run(decoders: CpuDecoders) -> tuple[str, ...]:
+        found = make(decoders, folder)(make_plan(*videos))
+        assert torch.equal(found.rows, on_cpu.rows)
+        return found.meta.decoders
+
+    first, later, lifted = CpuDecoders(deadly=["30.mp4"]), CpuDecoders(), CpuDecoders()
+    assert run(first) == run(first) == run(later) == ("nvdec", "pyav", "nvdec")
+    assert (first.given.count("30.mp4"), later.given.count("30.mp4")) == (1, 0)
+    Attempts(folder).forget_all()
+    assert run(lifted) == ("nvdec",) * 3
+
+
+def test_a_decode_worker_keeps_what_has_ended_a_gpus_decoders(videos, make, tmp_path):
+    folder = str(tmp_path / "attempts")
+    with Decode(make_config(), claim=lambda _: True, attempts_uri=folder) as decode:
+        assert deferred_plan(decode(plan_table([make_plan(videos[1])]))) is not None
+        make(CpuDecoders(deadly=["30.mp4"]), folder)(make_plan(videos[1]))
+        assert deferred_plan(decode(plan_table([make_plan(videos[1])]))) is None
+        assert deferred_plan(decode(plan_table([make_plan(videos[0])]))) is not None
 
 
 def test_a_clip_that_nobody_can_decode_is_a_failure_and_leaves_no_hole(videos, on_cpu, make, tmp_path):

@@ -17,6 +17,7 @@ from typing import Any
 
 from pipeline.config import LimitsConfig
 from pipeline.device.nvdec.clip import ClipTools, decode_clip
+from pipeline.device.nvdec.crash import report_crashes
 from pipeline.device.nvdec.cuvid import Cuvid
 from pipeline.device.nvdec.driver import Driver, DriverError
 from pipeline.device.nvdec.session import RefusedError, Session
@@ -83,16 +84,17 @@ def main() -> None:
     channels = [socket.socket(fileno=handle) for handle in handles]
     settings, _ = receive_message(channels[0])
     limits = LimitsConfig.model_validate(settings["limits"])
+    report_crashes()
     try:
         cuvid, driver = Cuvid(), Driver(ordinal)
     except DriverError as error:
         send_message(channels[0], {"error": str(error)})
         return
-    send_message(channels[0], {"ready": True})
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     threads = [threading.Thread(target=Lane(channel, cuvid, driver, limits).serve, daemon=True) for channel in channels]
     for thread in threads:
         thread.start()
+    send_message(channels[0], {"threads": [thread.ident for thread in threads]})
     for thread in threads:
         thread.join()
 

@@ -2,6 +2,9 @@
 
 A process that ends, or is killed because an answer is overdue, refuses everything that it was asked meanwhile; the next
 question starts another. After `MOST_ENDS` such ends it stays down: whatever makes it end will not stop doing so.
+
+Whose question ended it is told so: the one whose answer is overdue, or whose thread crashed. Where the process does not
+say which thread that was (it was killed, the device failed, a thread of a library's own crashed), all who were waiting.
 """
 
 import os
@@ -12,10 +15,13 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass, field
 from tempfile import TemporaryFile
-from typing import Any
+from typing import IO, Any
 
+from pipeline.device.nvdec.crash import crashed_thread
 from pipeline.device.nvdec.session import RefusedError
+from pipeline.errors import ErrorCode
 from pipeline.media.child import last_words, start_module
 from pipeline.media.protocol import receive_message, send_message
 
@@ -27,12 +33,48 @@ class NvdecUnavailableError(Exception):
     """There is no decoder here; says what is missing."""
 
 
+class EndedError(RefusedError):
+    """What was asked has ended the process; `code` says how."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Life:
+    """One process from its start to its end: which channels wait for an answer, and which of them ended it."""
+
+    process: subprocess.Popen[bytes]
+    channels: list[socket.socket]
+    stderr: IO[bytes]
+    threads: list[int] = field(default_factory=list)
+    waiting: set[int] = field(default_factory=set)
+    blamed: frozenset[int] = frozenset()
+
+    def crashed(self) -> frozenset[int]:
+        """The channel whose thread crashed, or all that wait."""
+        thread = crashed_thread(self.stderr)
+        return frozenset({number for number in self.waiting if self.threads[number] == thread} or self.waiting)
+
+    def end(self) -> None:
+        """Kill the process; whoever waits for an answer is told by the end of its channel."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        for channel in self.channels:
+            with suppress(OSError):  # the other end may be gone
+                channel.shutdown(socket.SHUT_RDWR)  # wakes who waits for an answer
+            channel.close()
+        self.stderr.close()
+
+
 class WorkerProcess:
     """Owns one process; its channels are for one thread at a time each, and may be used side by side.
 
     Args:
         module: run with this process's id, `arguments` and the numbers of its ends of the channels. Its first message
-            is `settings`, on the first channel, and is answered by `ready`, or by `error` and a reason.
+            is `settings`, on the first channel, and is answered by `threads`, each channel's
+            `threading.get_ident()`, or by `error` and a reason.
         arguments: as above.
         settings: plain values.
         num_channels: how many.
@@ -44,15 +86,14 @@ class WorkerProcess:
         self._num_channels = num_channels
         self._lock = threading.Lock()
         self._starter = ThreadPoolExecutor(1, "nvdec-starter")  # Linux ends the process with the thread that starts it
-        self._process: subprocess.Popen[bytes] | None = None
-        self._channels: list[socket.socket] = []
         self._num_ends = 0
-        self._start()
+        self._life: _Life | None = self._start()
 
     @property
     def pid(self) -> int | None:
         """Its process id, None while there is none."""
-        return None if self._process is None else self._process.pid
+        life = self._life
+        return None if life is None else life.process.pid
 
     @property
     def is_down(self) -> bool:
@@ -62,69 +103,77 @@ class WorkerProcess:
     def ask(self, number: int, message: dict[str, Any], allowed_seconds: float) -> dict[str, Any]:
         """Send a message through a channel and wait for its answer.
 
-        Raises: RefusedError where the process ends first, or `allowed_seconds` do, which kills it.
+        Raises: RefusedError where the process ends first, or `allowed_seconds` do, which kills it: EndedError where it
+            is this message that ended it, as far as that is known.
         """
-        channel = self._living_channel(number)
+        life = self._living()
+        channel = life.channels[number]
+        life.waiting.add(number)
         try:
             channel.settimeout(allowed_seconds)
             send_message(channel, message)
-            return receive_message(channel)[0]
+            reply = receive_message(channel)[0]
         except (EOFError, OSError) as error:
+            is_overdue = isinstance(error, TimeoutError)
             with self._lock:
-                if channel in self._channels:  # else another channel's thread was here before
+                if life is self._life:  # else another channel's thread was here before
                     self._num_ends += 1
-                    self._kill()
-            raise RefusedError(f"the decoders' process ended: {error}") from error
+                    life.blamed = frozenset({number}) if is_overdue else life.crashed()
+                    self._end()
+            if number not in life.blamed:
+                raise RefusedError(f"the decoders' process ended: {error}") from error
+            code = ErrorCode.DECODER_TIMEOUT if is_overdue else ErrorCode.DECODER_CRASHED
+            raise EndedError(code, f"the decoders' process ended: {error}") from error
+        life.waiting.discard(number)
+        return reply
 
     def close(self) -> None:
         """End it; nothing may be asked any more."""
         with self._lock:
-            self._kill()
+            self._end()
         self._starter.shutdown()
 
-    def _living_channel(self, number: int) -> socket.socket:
+    def _living(self) -> _Life:
         with self._lock:
             if self.is_down:
                 raise RefusedError(f"the decoders' process ended {self._num_ends} times")
-            if self._process is None:
+            if self._life is None:
                 try:
-                    self._start()
+                    self._life = self._start()
                 except NvdecUnavailableError as error:
                     self._num_ends += 1
                     raise RefusedError(str(error)) from error
-            return self._channels[number]
+            return self._life
 
-    def _start(self) -> None:
-        self._starter.submit(self._start_here).result()
+    def _start(self) -> _Life:
+        return self._starter.submit(self._start_here).result()
 
-    def _start_here(self) -> None:
+    def _start_here(self) -> _Life:
         pairs = [socket.socketpair() for _ in range(self._num_channels)]
-        self._channels, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        channels, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         handles = [end.fileno() for end in theirs]
-        with TemporaryFile() as stderr:
-            arguments = (os.getpid(), *self._arguments, *handles)
-            self._process = start_module(self._module, arguments, handles=handles, stderr=stderr)
-            for end in theirs:
-                end.close()
-            try:
-                self._channels[0].settimeout(_START_SECONDS)
-                send_message(self._channels[0], self._settings)
-                reply, _ = receive_message(self._channels[0])
-            except (EOFError, OSError) as error:
-                self._kill()
-                raise NvdecUnavailableError(f"the decoders' process did not start: {last_words(stderr)}") from error
+        stderr = TemporaryFile()  # noqa: SIM115  read and closed at the end of the process
+        arguments = (os.getpid(), *self._arguments, *handles)
+        process = start_module(self._module, arguments, handles=handles, stderr=stderr)
+        life = _Life(process=process, channels=channels, stderr=stderr)
+        for end in theirs:
+            end.close()
+        try:
+            channels[0].settimeout(_START_SECONDS)
+            send_message(channels[0], self._settings)
+            reply, _ = receive_message(channels[0])
+        except (EOFError, OSError) as error:
+            said = last_words(stderr)
+            life.end()
+            raise NvdecUnavailableError(f"the decoders' process did not start: {said}") from error
         if "error" in reply:
-            self._kill()
+            life.end()
             raise NvdecUnavailableError(reply["error"])
+        life.threads = reply["threads"]
+        return life
 
-    def _kill(self) -> None:
-        """End the process, if there is one; whoever waits for an answer is told by the end of its channel."""
-        channels, self._channels = self._channels, []
-        if self._process is not None:
-            self._process.send_signal(signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-        for channel in channels:
-            with suppress(OSError):  # the other end may be gone
-                channel.shutdown(socket.SHUT_RDWR)  # wakes who waits for an answer
-            channel.close()
+    def _end(self) -> None:
+        """End the process, if there is one."""
+        life, self._life = self._life, None
+        if life is not None:
+            life.end()
