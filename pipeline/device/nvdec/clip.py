@@ -18,9 +18,10 @@ from pipeline.device.nvdec.session import NOT_SHOWN, RefusedError, Session
 from pipeline.device.nvdec.stretches import FedPacket, read_stretches
 from pipeline.media.colour import PLANAR_FORMATS, ColourSpace
 from pipeline.media.container import ClipJob, MediaType, identify, open_video
+from pipeline.media.doubt import MissedError
 from pipeline.media.index import PacketIndex, codec_name
 from pipeline.media.orientation import Orientation, orientation_of
-from pipeline.media.reading import PROGRESSIVE, MissedError, VideoSource, decode_packet
+from pipeline.media.reading import PROGRESSIVE, VideoSource, decode_packet
 from pipeline.media.video_pyav import IndexCache
 
 
