@@ -193,11 +193,11 @@ def _clip(
         grid_thw=(grid_t, size.height // patch, size.width // patch),
         byte_ranges=() if item.byte_range is None else (item.byte_range,),
         codec=info.codec,
-        origin=_origin(info, frame_indices[0]),
+        origin=safe_start_before(info, frame_indices[0]),
     )
 
 
-def _origin(info: MediaInfo, first_frame: int) -> SafeStart | None:
+def safe_start_before(info: MediaInfo, first_frame: int) -> SafeStart | None:
     """The last safe start from which this frame can be decoded."""
     position = bisect_right(info.safe_starts, first_frame, key=lambda start: start.number)
     return info.safe_starts[position - 1] if position else None
