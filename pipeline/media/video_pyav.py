@@ -54,9 +54,17 @@ class IndexCache:
         self._kept: Reading | None = None
         self._kept_key: _Key | None = None
 
-    def get(self, source: VideoSource, first_frame: int, last_frame: int) -> PacketIndex:
-        """The index of a file's packets around two frames, from memory if it is the last one's."""
-        index, reading = self.look_up(source, first_frame, last_frame, last_frame)
+    def get(
+        self, source: VideoSource, first_frame: int, last_frame: int, origin: SafeStart | None = None
+    ) -> PacketIndex:
+        """The index of a file's packets around two frames, from memory if it is the last one's.
+
+        It begins at `origin`, if one is given and serves.
+        """
+        try:
+            index, reading = self.look_up(source, first_frame, last_frame, last_frame, origin)
+        except MissedError:
+            index, reading = self.look_up(source, first_frame, last_frame, last_frame)
         if reading is not None:
             reading.close()
         return index

@@ -55,7 +55,7 @@ def decode_clip(
         raise RefusedError("no video")
     source = VideoSource(file=file, uri=job.uri, file_format=file_format, limits=tools.limits)
     wanted = distinct_frames(job)
-    index = tools.cache.get(source, wanted[0], wanted[-1])
+    index = tools.cache.get(source, wanted[0], wanted[-1], job.origin)
     if not index.is_ordered or wanted[-1] >= index.num_frames:
         raise RefusedError("frames cannot be found by their times")
     targets = {number: address + place * nv12_bytes(*size) for place, number in enumerate(wanted)}
