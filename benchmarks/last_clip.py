@@ -10,7 +10,6 @@ bytes read, as Linux counts them. Both ways give the same rows, or this fails.
 
 import argparse
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,9 +108,7 @@ def repeat(source: Path, target: Path, turns: int, options: dict[str, str]) -> P
 
 def measure(path: Path, config: Config, repeats: int) -> dict[str, object]:
     """One file's last clip, both ways."""
-    started = time.process_time()
     clips = [clip for request in requests_of(str(path), config) for clip in request]
-    plan_seconds = time.process_time() - started
     last = max(clips, key=lambda clip: clip.clip_index)
     ways = {"beginning": replace(last, origin=None), "start": last}
     rows = RowsBuffer([last])
@@ -121,7 +118,6 @@ def measure(path: Path, config: Config, repeats: int) -> dict[str, object]:
         "frames": last.num_frames,
         "clips": len(clips),
         "has_start": last.origin is not None,
-        "plan_seconds": plan_seconds,
     }
     contents = []
     for way, clip in ways.items():
