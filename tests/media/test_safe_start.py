@@ -129,6 +129,16 @@ def test_hidden_frame_ends_the_starts_whose_packets_and_frames_have_one_number(m
     assert_known_starts_change_nothing(matroska("hidden_vp9.mkv"))
 
 
+@pytest.mark.parametrize("name", ["b_frames.mkv", "no_cues.mkv", "vp9.webm", "av1.mkv"])
+def test_keyframes_alone_are_those_that_reading_from_the_beginning_gives(matroska, name):
+    path = matroska(name)
+    info = probe(path, with_keyframes=True)
+    clips = [[number] * 2 for number in info.keyframes] + [list(info.keyframes[1:])]
+    expected = [read_alone(path, clip) for clip in clips]
+    assert_same([read(path, clip, origin=safe_start_before(info, clip[0])) for clip in clips], expected)
+    assert_same(read_in_a_row(path, clips, origins=origins_of(info, clips)), expected)
+
+
 def test_open_groups_of_pictures_are_no_starts(matroska):
     assert probe(matroska("open_gop.mkv")).safe_starts == ()
     assert_known_starts_change_nothing(matroska("open_gop.mkv"))
