@@ -64,7 +64,7 @@ class Chain:
         if not reading.can_begin:
             reading.close()
             reading = Reading(source)
-        frames = _Attempt(reading=reading, following=(), goes_on=False).read(cache, index, job.frame_indices)
+        frames = _Attempt(reading=reading, following=(), is_strict=False).read(cache, index, job.frame_indices)
         if self.last_part == "decode":
             for _ in frames:
                 pass

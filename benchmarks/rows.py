@@ -25,3 +25,9 @@ class RowsBuffer:
         shape = h * w, RequestLayout.of(clip.media_type, [clip.grid_thw]).row_bytes
         patches = file_patches(self._buffer.handle, 0, t, shape)
         fill_patches(frames, patches, clip.media_type, clip.resized_height, clip.resized_width)
+
+    def content(self, clip: Clip) -> bytes:
+        """A copy of the rows of the clip that was filled in last."""
+        return bytes(
+            self._buffer.memory[: clip.num_patches * RequestLayout.of(clip.media_type, [clip.grid_thw]).row_bytes]
+        )

@@ -112,6 +112,43 @@ def _hide(packet: Any, codec: str) -> Any:
     return copy
 
 
+def remux(source: Path, target: Path, *, repeats: int = 1, is_seekable: bool = True, with_sound: bool = False) -> Path:
+    """Copy the packets of an MP4's video into Matroska, `repeats` times one after the other, and return the target.
+
+    `is_seekable` False writes as into a pipe: no Cues, no duration. `with_sound` puts sound between the packets.
+    """
+    with av.open(str(source)) as container:
+        stream = container.streams.video[0]
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        times = [packet.pts for packet in packets]
+        length = max(times) - min(times) + packets[-1].duration
+        with (
+            target.open("wb") as file,
+            av.open(file if is_seekable else Unseekable(file), "w", format="matroska") as output,
+        ):
+            copied = output.add_stream_from_template(stream)
+            sound = output.add_stream("pcm_s16le", rate=8_000, layout="mono") if with_sound else None
+            for turn in range(repeats):
+                for number, packet in enumerate(packets):
+                    output.mux(_copy(packet, copied, turn * length))
+                    if sound is not None:
+                        output.mux(_silence(sound, turn * len(packets) + number))
+    return target
+
+
+def _copy(packet: Any, stream: Any, shift: int) -> Any:
+    copy = av.Packet(bytes(packet))
+    copy.pts, copy.dts, copy.duration = packet.pts + shift, packet.dts + shift, packet.duration
+    copy.time_base, copy.is_keyframe, copy.stream = packet.time_base, packet.is_keyframe, stream
+    return copy
+
+
+def _silence(stream: Any, number: int) -> Any:
+    frame = av.AudioFrame.from_ndarray(np.zeros((1, 320), np.int16), format="s16", layout="mono")
+    frame.sample_rate, frame.pts = 8_000, 320 * number
+    return stream.encode(frame)
+
+
 def make_audio(path: Path) -> Path:
     """A file with one audio stream and nothing else."""
     with av.open(str(path), "w") as output:

@@ -22,6 +22,7 @@ from av.video.stream import VideoStream
 from pipeline.config import LimitsConfig
 from pipeline.errors import ErrorCode, MediaError
 from pipeline.media.byte_range import ByteRange
+from pipeline.media.safe_start import SafeStart
 
 SNIFF_BYTES = 4096
 _BUFFER_BYTES = 32_768
@@ -46,6 +47,7 @@ class MediaInfo:
     sequential decode shows, 1 for an image. `fps` is the average rate, None for images and where a
     video has none. `frame_times_seconds` are presentation times minus the first one's, only if asked for. So are
     `keyframes`: the numbers, in order, of frames from which decoding may begin; none where times cannot be trusted.
+    `safe_starts` are in order, some 64 frames apart at the least; none where a file is read from its beginning.
     """
 
     media_type: MediaType
@@ -56,6 +58,7 @@ class MediaInfo:
     frame_times_seconds: tuple[float, ...] | None
     codec: str
     keyframes: tuple[int, ...] | None = None
+    safe_starts: tuple[SafeStart, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +68,8 @@ class ClipJob:
     `frame_indices` count shown frames from 0 in presentation order, never decrease, and may repeat;
     (0,) for an image. `num_source_frames` is what the plan's probe counted. The resized sides are
     multiples of 32 pixels. `byte_range` is where a member lies in its shard. `following` is what the next job
-    wants of the same file, if it is known: it saves that job time and changes nothing else.
+    wants of the same file, if it is known: it saves that job time and changes nothing else. So does `origin`, a safe
+    start at or before the first wanted frame.
     """
 
     uri: str
@@ -76,11 +80,13 @@ class ClipJob:
     resized_width: int
     byte_range: ByteRange | None = None
     following: tuple[int, ...] = ()
+    origin: SafeStart | None = None
 
     def to_values(self) -> dict[str, Any]:
         """As plain values, for a message to a decoder process."""
         place = None if self.byte_range is None else self.byte_range.to_values()
-        return {**{name: getattr(self, name) for name in self.__slots__}, "byte_range": place}
+        origin = None if self.origin is None else self.origin.to_values()
+        return {**{name: getattr(self, name) for name in self.__slots__}, "byte_range": place, "origin": origin}
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Self:
@@ -94,6 +100,7 @@ class ClipJob:
                 "frame_indices": tuple(values["frame_indices"]),
                 "following": tuple(values["following"]),
                 "byte_range": None if place is None else ByteRange(**place),
+                "origin": SafeStart.from_values(values["origin"]),
             }
         )
 

@@ -61,7 +61,7 @@ def open_frames(
         cache.drop()
         return _decord(source, job)
     try:
-        frames = read_frames(source, job.frame_indices, cache, job.following)
+        frames = read_frames(source, job.frame_indices, cache, job.following, job.origin)
         return ClipFrames(backend="pyav", frames=_started(frames))
     except MediaError as error:
         if decode.video == "pyav" or error.code not in _PYAV_FOUND_NOTHING:

@@ -8,7 +8,8 @@ packets that show 3,400 frames.
 Locating: frame i is the i-th shown packet by presentation time. The order is only used where every
 packet has a time, no two share one, and none moves further than decoders reorder; otherwise
 `is_ordered` is False and frames are counted while decoding. An index is read no further than the last
-wanted frame needs, and in MP4 it begins one group of pictures before the first wanted one.
+wanted frame needs. In MP4 it begins one group of pictures before the first wanted one, and where a safe start is
+known (safe_start.py) it begins there.
 """
 
 from array import array
@@ -16,7 +17,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 
-import av
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
@@ -24,31 +24,18 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from pipeline.media.bitstream import HIDDEN_FRAME_CODECS, is_random_access, is_shown
+from pipeline.media.packets import read_packets
+from pipeline.media.safe_start import SafeStart, packets_at
 
 _INDEXED_DEMUXERS = frozenset({"mov", "avi"})
 # H.264 and HEVC keep at most 16 frames waiting; anything beyond this is a jump in the clock.
 _MAX_REORDERED_PACKETS = 64
-_MAX_DEMUX_ERRORS = 50
 NO_TIME = np.iinfo(np.int64).min
 
 
 def codec_name(stream: VideoStream) -> str:
     """The codec by FFmpeg's canonical name, whichever decoder serves it."""
     return str(stream.codec_context.codec.canonical_name)
-
-
-def read_packets(container: InputContainer, stream: VideoStream) -> Iterator["Packet[VideoStream]"]:
-    """The stream's packets that hold data; a damaged stretch is stepped over, up to 50 times."""
-    for _ in range(_MAX_DEMUX_ERRORS):
-        try:
-            for packet in container.demux(stream):
-                if packet.size:
-                    yield packet
-        except MemoryError:
-            raise
-        except av.FFmpegError:
-            continue
-        return
 
 
 def has_complete_index(container: InputContainer, stream: VideoStream) -> bool:
@@ -80,7 +67,7 @@ class PacketIndex:
     decode positions and frame numbers are known to agree. Arrays have one entry a packet: `pts` and `dts`
     int64 in the stream's time base, `is_frame` bool, `is_keyframe` bool (the container calls it one), `is_start`
     bool (decoding may begin here as if from the start). `sorted_pts` are the frames' times in presentation order,
-    `numbers` their packets.
+    `numbers` their packets. `origin` is the safe start that the run was read from, if one was known.
     """
 
     first_number: int
@@ -93,6 +80,7 @@ class PacketIndex:
     numbers: NDArray[np.int64]
     is_ordered: bool
     reached_end: bool
+    origin: SafeStart | None = None
 
     @property
     def num_frames(self) -> int:
@@ -120,71 +108,87 @@ class PacketIndex:
         return bool(self.is_start[: self.numbers[first_frame - self.first_number] + 1].any())
 
 
-def read_index(container: InputContainer, stream: VideoStream, first_frame: int, last_frame: int) -> PacketIndex:
+class IndexBuilder:
+    """Takes a stream's packets in decode order, and makes their index."""
+
+    def __init__(self, stream: VideoStream, first_number: int = 0) -> None:
+        self._stream, self._codec = stream, codec_name(stream)
+        self._first_number = first_number
+        self._pts, self._dts = array("q"), array("q")
+        self._is_frame, self._is_keyframe, self._is_reset = bytearray(), bytearray(), bytearray()
+        self.num_frames = first_number
+
+    @property
+    def num_packets(self) -> int:
+        """Packets taken so far."""
+        return len(self._pts)
+
+    def add(self, packet: "Packet[VideoStream]") -> bool:
+        """Take the next packet; whether decoding may begin at it, if it is closed."""
+        shown = is_frame(self._codec, packet)
+        self.num_frames += shown
+        self._pts.append(NO_TIME if packet.pts is None else packet.pts)
+        self._dts.append(NO_TIME if packet.dts is None else packet.dts)
+        self._is_frame.append(shown)
+        is_keyframe = packet.is_keyframe
+        self._is_keyframe.append(is_keyframe)
+        is_reset = is_keyframe and is_random_access(
+            self._codec, self._stream.codec_context.extradata, memoryview(packet)
+        )
+        self._is_reset.append(is_reset)
+        return is_reset
+
+    def build(self, *, reached_end: bool, origin: SafeStart | None = None) -> PacketIndex:
+        """Put what was taken in order."""
+        pts, is_shown_frame = np.array(self._pts, np.int64), np.frombuffer(bytes(self._is_frame), np.bool_)
+        in_decode_order = np.flatnonzero(is_shown_frame)
+        order = np.argsort(pts[in_decode_order], kind="stable")
+        sorted_pts = pts[in_decode_order][order]
+        is_ordered = (
+            len(order) > 0
+            and sorted_pts[0] != NO_TIME
+            and bool((np.diff(sorted_pts) > 0).all())
+            and int(np.abs(order - np.arange(len(order))).max()) <= _MAX_REORDERED_PACKETS
+        )
+        return PacketIndex(
+            first_number=self._first_number,
+            pts=pts,
+            dts=np.array(self._dts, np.int64),
+            is_frame=is_shown_frame,
+            is_keyframe=np.frombuffer(bytes(self._is_keyframe), np.bool_),
+            is_start=np.frombuffer(bytes(self._is_reset), np.bool_) & _is_closed(pts),
+            sorted_pts=sorted_pts,
+            numbers=in_decode_order[order],
+            is_ordered=is_ordered,
+            reached_end=reached_end,
+            origin=origin,
+        )
+
+
+def read_index(
+    container: InputContainer,
+    stream: VideoStream,
+    first_frame: int,
+    last_frame: int,
+    origin: SafeStart | None = None,
+) -> PacketIndex:
     """Read the packets that decide where frames `first_frame` to `last_frame` are.
 
-    Cost: reads the media data from its beginning, or in an MP4 with a complete index from one group of
-    pictures before `first_frame`, to just after `last_frame`; decodes nothing.
+    Raises: MissedError where `origin` is given and does not serve.
+    Cost: reads the media data from its beginning, from `origin`, or in an MP4 with a complete index from one group of
+        pictures before `first_frame`, to just after `last_frame`; decodes nothing.
     """
-    codec = codec_name(stream)
-    first_number, packets = _packets_near(container, stream, first_frame)
-    pts, dts, frames, keyframes, random_access = array("q"), array("q"), bytearray(), bytearray(), bytearray()
-    wanted, reached_end, num_frames = last_frame + 1 + _MAX_REORDERED_PACKETS + 1, True, first_number
+    if origin is None:
+        first_number, packets = _packets_near(container, stream, first_frame)
+    else:
+        first_number, packets = origin.number, packets_at(container, stream, origin)
+    builder = IndexBuilder(stream, first_number)
+    wanted = last_frame + 1 + _MAX_REORDERED_PACKETS + 1
     for packet in packets:
-        shown = is_frame(codec, packet)
-        num_frames += shown
-        pts.append(NO_TIME if packet.pts is None else packet.pts)
-        dts.append(NO_TIME if packet.dts is None else packet.dts)
-        frames.append(shown)
-        is_keyframe = packet.is_keyframe
-        keyframes.append(is_keyframe)
-        random_access.append(
-            is_keyframe and is_random_access(codec, stream.codec_context.extradata, memoryview(packet))
-        )
-        if num_frames >= wanted:
-            reached_end = False
-            break
-    return _build(
-        first_number,
-        np.array(pts, np.int64),
-        np.array(dts, np.int64),
-        np.frombuffer(bytes(frames), np.bool_),
-        np.frombuffer(bytes(keyframes), np.bool_),
-        np.frombuffer(bytes(random_access), np.bool_),
-        reached_end,
-    )
-
-
-def _build(
-    first_number: int,
-    pts: NDArray[np.int64],
-    dts: NDArray[np.int64],
-    is_shown_frame: NDArray[np.bool_],
-    is_keyframe: NDArray[np.bool_],
-    is_reset: NDArray[np.bool_],
-    reached_end: bool,
-) -> PacketIndex:
-    in_decode_order = np.flatnonzero(is_shown_frame)
-    order = np.argsort(pts[in_decode_order], kind="stable")
-    sorted_pts = pts[in_decode_order][order]
-    is_ordered = (
-        len(order) > 0
-        and sorted_pts[0] != NO_TIME
-        and bool((np.diff(sorted_pts) > 0).all())
-        and int(np.abs(order - np.arange(len(order))).max()) <= _MAX_REORDERED_PACKETS
-    )
-    return PacketIndex(
-        first_number=first_number,
-        pts=pts,
-        dts=dts,
-        is_frame=is_shown_frame,
-        is_keyframe=is_keyframe,
-        is_start=is_reset & _is_closed(pts),
-        sorted_pts=sorted_pts,
-        numbers=in_decode_order[order],
-        is_ordered=is_ordered,
-        reached_end=reached_end,
-    )
+        builder.add(packet)
+        if builder.num_frames >= wanted:
+            return builder.build(reached_end=False, origin=origin)
+    return builder.build(reached_end=True, origin=origin)
 
 
 def _is_closed(pts: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from typing import BinaryIO
 
+import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.frame import VideoFrame
@@ -19,17 +20,21 @@ from pipeline.errors import ErrorCode, MediaError
 from pipeline.media.container import FileFormat, MediaInfo, MediaType, identify, open_video
 from pipeline.media.image import probe_image
 from pipeline.media.index import (
+    NO_TIME,
+    IndexBuilder,
     codec_name,
     count_indexed_frames,
     has_complete_index,
-    is_frame,
     read_index,
-    read_packets,
 )
 from pipeline.media.orientation import orientation_of
-from pipeline.media.reading import decode_packet
+from pipeline.media.packets import read_packets
+from pipeline.media.reading import can_begin_inside, decode_packet
+from pipeline.media.safe_start import SafeStart
 
 _MICROSECOND = 1e-6  # the unit of a container's own duration
+# Reading a packet costs some 20 microseconds: nearer starts would save little and fill the plan.
+_FRAMES_BETWEEN_STARTS = 64
 
 
 def probe_media(
@@ -67,7 +72,7 @@ def _probe_video(
         _require_length(uri, _header_seconds(container, stream) or 0.0, 0, limits)
         counts_packets = with_times or not has_complete_index(container, stream)
         survey = _Survey(uri, stream, limits)
-        for packet in read_packets(container, stream):
+        for packet in read_packets(container, stream, survey.doubts):
             survey.add(packet)
             if survey.first_frame is not None and not counts_packets:
                 break
@@ -86,6 +91,7 @@ def _probe_video(
             fps=fps,
             frame_times_seconds=survey.times_seconds(fps) if with_times else None,
             codec=codec_name(stream),
+            safe_starts=survey.safe_starts() if can_begin_inside(container, stream) else (),
         )
 
 
@@ -95,22 +101,54 @@ class _Survey:
     def __init__(self, uri: str, stream: VideoStream, limits: LimitsConfig) -> None:
         self._uri, self._stream, self._limits = uri, stream, limits
         self._codec = codec_name(stream)
-        self._times: list[int] = []
-        self.num_packets = 0
-        self.num_frames = 0
+        self._packets = IndexBuilder(stream)
+        self._places: dict[int, tuple[int, int]] = {}  # byte position and size, of packets that may be starts
+        self.doubts: list[str] = []
         self.first_frame: VideoFrame | None = None
+
+    @property
+    def num_packets(self) -> int:
+        """Packets so far."""
+        return self._packets.num_packets
+
+    @property
+    def num_frames(self) -> int:
+        """Frames so far."""
+        return self._packets.num_frames
 
     def add(self, packet: "Packet[VideoStream]") -> None:
         """Take the next packet in decode order."""
-        self.num_packets += 1
-        if is_frame(self._codec, packet):
-            self.num_frames += 1
-            if packet.pts is not None:
-                self._times.append(packet.pts)
+        if self._packets.add(packet) and packet.pos is not None:
+            self._places[self.num_packets - 1] = packet.pos, packet.size
         if self.num_frames > self._limits.max_video_frames:
             _require_length(self._uri, 0.0, self.num_frames, self._limits)
         if self.first_frame is None:
             self._decode(packet)
+
+    def safe_starts(self) -> tuple[SafeStart, ...]:
+        """Where clips may begin, once all packets were taken; none unless nothing at all is wrong."""
+        index = self._packets.build(reached_end=True)
+        if self.doubts or not index.is_ordered:
+            return ()
+        clusters = {entry.timestamp: entry.pos for entry in self._stream.index_entries}
+        starts: list[SafeStart] = []
+        num_before = 0
+        for number in np.flatnonzero(index.is_start).tolist():
+            pts = int(index.pts[number])
+            is_numbered = number < len(index.numbers) and index.numbers[number] == number
+            if number >= num_before + _FRAMES_BETWEEN_STARTS and is_numbered and pts in clusters:
+                position, num_bytes = self._places[number]
+                starts.append(
+                    SafeStart(
+                        number=number,
+                        pts=pts,
+                        cluster_position=clusters[pts],
+                        position=position,
+                        num_bytes=num_bytes,
+                    )
+                )
+                num_before = number
+        return tuple(starts)
 
     def _decode(self, packet: "Packet[VideoStream]") -> None:
         context = self._stream.codec_context
@@ -145,7 +183,8 @@ class _Survey:
 
     def times_seconds(self, fps: float | None) -> tuple[float, ...]:
         """Presentation times from 0; even ones where the container has none or repeats them."""
-        times = sorted(set(self._times))
+        index = self._packets.build(reached_end=True)
+        times = sorted(set(index.sorted_pts[index.sorted_pts != NO_TIME].tolist()))
         if len(times) != self.num_frames or self._stream.time_base is None:
             return tuple(number / (fps or 24.0) for number in range(self.num_frames))
         return tuple(float((time - times[0]) * self._stream.time_base) for time in times)

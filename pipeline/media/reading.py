@@ -12,6 +12,8 @@ has seen anything wrong (a packet or a picture that the decoder complains of in 
 not hold) is not gone on with, and a clip that meets something wrong while it goes on is decoded again by itself. Nor
 are readings of decoders that do not tell (_TELLING_CODECS), and of containers that time packets by counting them: after
 damage, seeking finds other packets under the same time than reading on does. Random damage found each of these.
+
+A clip that begins at a known safe start is held to the same rules, because nothing of what is before it was looked at.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +34,10 @@ from numpy.typing import NDArray
 
 from pipeline.config import LimitsConfig
 from pipeline.media.container import FileFormat, open_video
-from pipeline.media.index import NO_TIME, PacketIndex, codec_name, has_complete_index, read_index, read_packets
+from pipeline.media.doubt import DoubtError, MissedError, listening
+from pipeline.media.index import NO_TIME, PacketIndex, codec_name, has_complete_index, read_index
+from pipeline.media.packets import read_packets
+from pipeline.media.safe_start import SafeStart, packets_at
 
 # Decoders that honour skip_frame packet by packet; dav1d reads it only when it opens.
 _SKIPPING_CODECS = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4"})
@@ -44,14 +49,6 @@ _TELLING_CODECS = frozenset({"h264", "vp9", "av1"})
 PROGRESSIVE = (0, 1)  # AVFieldOrder unknown, progressive; a field may be a packet of its own in the others
 # Reading a packet costs some 20 microseconds, seeking in an MP4 a few times that.
 _NEAR_PACKETS = 32
-
-
-class MissedError(Exception):
-    """A wanted frame did not appear while others were being skipped."""
-
-
-class DoubtError(MissedError):
-    """Something is wrong, and what was decoded for another clip may have changed what comes out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,18 +79,13 @@ def _decode_watchfully(
     What it conceals in a picture it says at once, at level INFO; the picture's own flag comes when others that refer to
     it may have been shown already.
     """
-    av.logging.set_skip_repeated(False)
-    av.logging.set_level(av.logging.INFO)
     try:
-        with av.logging.Capture() as said:
+        with listening() as said:
             frames = context.decode(packet)
     except MemoryError:
         raise
     except av.FFmpegError:
         return [], False
-    finally:
-        av.logging.set_level(None)
-        av.logging.set_skip_repeated(True)
     return frames, not said and not any(frame.is_corrupt for frame in frames)
 
 
@@ -123,6 +115,7 @@ class Reading:
         self._waiting: list[VideoFrame] = []
         self._last_wanted = -1
         self._is_watched = self._is_strict = False
+        self._origin: SafeStart | None = None
 
     def close(self) -> None:
         """Free the decoder, and the file if it is this reading's."""
@@ -137,20 +130,22 @@ class Reading:
         """Whether another clip may be read with it."""
         return self._is_clean and self._is_sound
 
-    def read_index(self, first_frame: int, last_frame: int) -> PacketIndex:
+    def read_index(self, first_frame: int, last_frame: int, origin: SafeStart | None) -> PacketIndex:
         """Read the packets around two frames, as `read_index` does, of a video just opened."""
-        self._packets = None
-        return read_index(self._container, self._stream, first_frame, last_frame)
+        self._packets, self._origin = None, origin
+        return read_index(self._container, self._stream, first_frame, last_frame, origin)
 
     @property
     def can_begin(self) -> bool:
         """Whether packets can be had from any start: the file was just opened, or seeking is exact."""
-        return self._packets is not None or (
-            self._container.format.name == "mov" and has_complete_index(self._container, self._stream)
+        return (
+            self._packets is not None
+            or self._origin is not None
+            or (self._container.format.name == "mov" and has_complete_index(self._container, self._stream))
         )
 
     def frames(
-        self, index: PacketIndex, wanted: Sequence[int], following: Sequence[int] = (), *, goes_on: bool = False
+        self, index: PacketIndex, wanted: Sequence[int], following: Sequence[int] = (), *, is_strict: bool = False
     ) -> Iterator[VideoFrame]:
         """Decode each stretch from a safe start to its last wanted packet.
 
@@ -158,11 +153,11 @@ class Reading:
             index: of the file's packets around the wanted frames, ordered.
             wanted: frame numbers, never decreasing. Take no more frames than up to the last one.
             following: what the next clip will want; if that lies in the last stretch, the decoder is left standing.
-            goes_on: this reading has served a clip before.
+            is_strict: nothing may be wrong; the reading has served a clip before, or the index begins at a known start.
         Yields: frames in presentation order, among them the wanted ones that were not rejected.
         Raises: MissedError where nothing leads to a start; DoubtError.
         """
-        self._is_watched, self._is_strict = goes_on or (bool(following) and self.can_go_on), goes_on
+        self._is_watched, self._is_strict = is_strict or (bool(following) and self.can_go_on), is_strict
         if wanted[0] <= self._last_wanted:
             self._fed_from = None
         self._last_wanted = wanted[-1]
@@ -192,12 +187,16 @@ class Reading:
         self._fed_from = number
 
     def _is_ahead(self, index: PacketIndex, number: int) -> bool:
-        """Whether to read on to a packet: always inside a clip, and to the next clip if it is near."""
+        """Whether to read on to a packet: always inside a clip, and to the next clip if it is near.
+
+        From a known start there is no way but to read on.
+        """
         if self._packets is None:
             return False
         if not self._is_strict:
             return self._is_fed or number == 0
-        return index.first_number <= self._next_number <= number <= self._next_number + _NEAR_PACKETS
+        near = _NEAR_PACKETS if index.origin is None else len(index.pts)
+        return index.first_number <= self._next_number <= number <= self._next_number + near
 
     def _seek(self, index: PacketIndex, start: int) -> None:
         self._packets = packets_from(self._container, self._stream, index, start)
@@ -264,6 +263,14 @@ class Reading:
             yield self._waiting.pop(0)
 
 
+def can_begin_inside(container: InputContainer, stream: VideoStream) -> bool:
+    """Whether a clip may be read from a known start: what is wrong shows, and no packet depends on those before.
+
+    MP4 has no need of it, its header holds the whole index. MPEG-TS, FLV and AVI cut or count packets, as above.
+    """
+    return container.format.name == "matroska" and codec_name(stream) in _TELLING_CODECS
+
+
 def _pts(packet: "Packet[VideoStream]") -> int:
     return NO_TIME if packet.pts is None else packet.pts
 
@@ -272,16 +279,21 @@ def packets_from(
     container: InputContainer, stream: VideoStream, index: PacketIndex, start: int
 ) -> Iterator["Packet[VideoStream]"]:
     """Seek, and give the packets from `start` of the index on. Raises: MissedError where that does not lead there."""
+    if index.origin is not None:
+        return _ahead(packets_at(container, stream, index.origin), int(index.pts[start]))
     by_pts = container.format.name == "matroska"
     timestamp = int(index.pts[start] if by_pts else index.dts[start])
     if timestamp == NO_TIME:
         raise MissedError
     container.seek(timestamp, stream=stream)
-    packets = read_packets(container, stream)
+    return _ahead(read_packets(container, stream), int(index.pts[start]))
+
+
+def _ahead(packets: Iterator["Packet[VideoStream]"], pts: int) -> Iterator["Packet[VideoStream]"]:
     for packet in packets:
-        if packet.pts is None or packet.pts > index.pts[start]:
-            raise MissedError
-        if packet.pts == index.pts[start]:
+        if packet.pts is None or packet.pts > pts:
+            break
+        if packet.pts == pts:
             return chain([packet], packets)
     raise MissedError
 

@@ -24,6 +24,7 @@ from pipeline.media.container import ClipJob, ClipReport, MediaInfo, MediaType
 from pipeline.media.decoder_process import DecoderProcess
 from pipeline.media.grid import grid_of, row_bytes
 from pipeline.media.protocol import receive_message, send_message
+from pipeline.media.safe_start import SafeStart
 from pipeline.media.shared_buffer import BufferPool, SharedBuffer
 from pipeline.media.shared_template import SharedTemplate
 
@@ -93,6 +94,7 @@ class Sandbox:
         reply = self._ask(message, None, 0.0, uri, Stage.PROBE)["info"]
         for name in ("frame_times_seconds", "keyframes"):
             reply[name] = None if reply[name] is None else tuple(reply[name])
+        reply["safe_starts"] = tuple(SafeStart(**start) for start in reply["safe_starts"])
         reply["media_type"] = MediaType(reply["media_type"])
         return MediaInfo(**reply)
 

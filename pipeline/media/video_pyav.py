@@ -3,7 +3,8 @@
 Packets that no wanted frame needs are skipped (reading.py says how): measured at 0.4-0.7 of the CPU time of decoding in
 order, with equal frames on every valid file tried. One thread: more clips at once use the cores better than threads
 inside one. The index is read from the container that then decodes, where seeking back is exact; where the next clip is
-known to come from the same file, its reading is kept open, and the clip goes on from there.
+known to come from the same file, its reading is kept open, and the clip goes on from there. Where probing found a
+safe start for the clip (safe_start.py), nothing before that is read.
 
 Damage: a packet that the decoder rejects is passed over. The first wanted frame that fails to appear
 ends the skipping, and the clip is decoded again plainly from its start, so that what stands in for a
@@ -26,9 +27,12 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ErrorCode, MediaError
 from pipeline.media.container import open_video
-from pipeline.media.index import PacketIndex, read_packets
+from pipeline.media.doubt import DoubtError, MissedError
+from pipeline.media.index import PacketIndex
 from pipeline.media.orientation import orientation_of
-from pipeline.media.reading import DoubtError, MissedError, Reading, VideoSource, decode_packet
+from pipeline.media.packets import read_packets
+from pipeline.media.reading import Reading, VideoSource, decode_packet
+from pipeline.media.safe_start import SafeStart
 
 MAX_MISSING_AT_END = 2
 
@@ -50,30 +54,45 @@ class IndexCache:
         self._kept: Reading | None = None
         self._kept_key: _Key | None = None
 
-    def get(self, source: VideoSource, first_frame: int, last_frame: int) -> PacketIndex:
-        """The index of a file's packets around two frames, from memory if it is the last one's."""
-        index, reading = self.look_up(source, first_frame, last_frame, last_frame)
+    def get(
+        self, source: VideoSource, first_frame: int, last_frame: int, origin: SafeStart | None = None
+    ) -> PacketIndex:
+        """The index of a file's packets around two frames, from memory if it is the last one's.
+
+        It begins at `origin`, if one is given and serves.
+        """
+        try:
+            index, reading = self.look_up(source, first_frame, last_frame, last_frame, origin)
+        except MissedError:
+            index, reading = self.look_up(source, first_frame, last_frame, last_frame)
         if reading is not None:
             reading.close()
         return index
 
     def look_up(
-        self, source: VideoSource, first_frame: int, last_frame: int, reach: int
+        self, source: VideoSource, first_frame: int, last_frame: int, reach: int, origin: SafeStart | None = None
     ) -> tuple[PacketIndex, Reading | None]:
-        """What `get` gives, read up to frame `reach` if it must be read, and a reading that was opened for it."""
+        """What `get` gives, read up to frame `reach` if it must be read, and a reading that was opened for it.
+
+        Raises: MissedError where it was to be read from `origin` on, and that does not serve.
+        """
         key = _key(source)
         known = self._index if self._key == key else None
+        if known is not None and origin is None and known.origin is not None:
+            known = None
         if known is not None and known.covers(first_frame, last_frame):
             return known, None
-        if known is not None:
+        if known is not None and (origin is None or origin == known.origin):
             reach = max(reach, 2 * known.num_frames - known.first_number)
         reading = Reading(source)
         try:
-            index = reading.read_index(first_frame, reach)
+            index = reading.read_index(first_frame, reach, origin)
             if not index.covers(first_frame, last_frame) and index.first_number:
+                if origin is not None:
+                    raise MissedError
                 reading.close()
                 reading = Reading(source)
-                index = reading.read_index(0, reach)
+                index = reading.read_index(0, reach, None)
         except BaseException:
             reading.close()
             raise
@@ -117,7 +136,11 @@ def _modified_ns(file: BinaryIO) -> int:
 
 
 def read_frames(
-    source: VideoSource, frame_indices: Sequence[int], cache: IndexCache, following: Sequence[int] = ()
+    source: VideoSource,
+    frame_indices: Sequence[int],
+    cache: IndexCache,
+    following: Sequence[int] = (),
+    origin: SafeStart | None = None,
 ) -> Iterator[NDArray[np.uint8]]:
     """Yield one frame for each wanted index, in order.
 
@@ -126,25 +149,20 @@ def read_frames(
         frame_indices: frame numbers in presentation order, never decreasing.
         cache: the worker's, so that clips of one file share its index, and its reading.
         following: what the next clip will want of this file; `cache` may keep the file then (`keeps` says so).
+        origin: a safe start at or before the first wanted frame, if one is known; it changes nothing but what is read.
     Yields: uint8 (H, W, 3) RGB as displayed; an index that repeats gives the same array again.
     Raises: MediaError CORRUPT_MEDIA or TRUNCATED_MEDIA.
-    Cost: memory for the decoder's own frames and two of these.
+    Cost: memory for the decoder's own frames and two of these. Reads from `origin` on; from the beginning without it,
+        or where anything is wrong.
     """
     wanted = tuple(frame_indices)
-    kept = cache.take(source)
-    with ExitStack() as stack:  # closes the kept reading if there will be no use for it
-        stack.callback(_close, kept)
-        index, opened = cache.look_up(source, wanted[0], wanted[-1], max((wanted[-1], *following)))
-        can_skip = index.is_ordered and wanted[-1] < index.num_frames
-        if not can_skip or kept is not None or not (opened is None or opened.can_begin):
-            _close(opened)
-            opened = None
-        if can_skip:
-            stack.pop_all()
-    _require_reached(source.uri, index, wanted[-1])
     num_delivered = 0
-    if can_skip:
-        for attempt in _attempts(source, kept, opened, following):
+    for start in dict.fromkeys((origin, None)):
+        try:
+            index, attempts = _look_up(source, wanted, cache, following, start)
+        except MissedError:
+            continue
+        for attempt in attempts:
             try:
                 for image in islice(_convert(attempt.read(cache, index, wanted)), num_delivered, None):
                     yield image
@@ -152,13 +170,37 @@ def read_frames(
             except DoubtError:
                 continue
             except MissedError:
-                if attempt.goes_on:
+                if attempt.is_strict:
                     continue
                 break
             return
+        if index.origin is None:
+            break
     if index.first_number:
         index = IndexCache().get(source, 0, wanted[-1])
     yield from islice(_convert(_read_plainly(source, index, wanted)), num_delivered, None)
+
+
+def _look_up(
+    source: VideoSource, wanted: Sequence[int], cache: IndexCache, following: Sequence[int], origin: SafeStart | None
+) -> tuple[PacketIndex, Iterator["_Attempt"]]:
+    """The index around the wanted frames, and the ways to read them by skipping: none if it does not hold them.
+
+    Raises: MissedError where `origin` does not serve; MediaError TRUNCATED_MEDIA or CORRUPT_MEDIA.
+    """
+    kept = cache.take(source)
+    with ExitStack() as stack:  # closes the kept reading if there will be no use for it
+        stack.callback(_close, kept)
+        index, opened = cache.look_up(source, wanted[0], wanted[-1], max((wanted[-1], *following)), origin)
+        can_skip = index.is_ordered and wanted[-1] < index.num_frames
+        if not can_skip or kept is not None or not (opened is None or opened.can_begin):
+            _close(opened)
+            opened = None
+        if can_skip:
+            stack.pop_all()
+    if index.origin is None:
+        _require_reached(source.uri, index, wanted[-1])
+    return index, _attempts(source, index, kept, opened, following) if can_skip else iter(())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,13 +209,13 @@ class _Attempt:
 
     reading: Reading
     following: Sequence[int]
-    goes_on: bool
+    is_strict: bool
 
     def read(self, cache: IndexCache, index: PacketIndex, wanted: Sequence[int]) -> Iterator[VideoFrame]:
         """Yield the wanted frames, and close the reading or keep it. Raises: MissedError, DoubtError."""
         with ExitStack() as stack:
             stack.callback(self.reading.close)
-            frames = self.reading.frames(index, wanted, self.following, goes_on=self.goes_on)
+            frames = self.reading.frames(index, wanted, self.following, is_strict=self.is_strict)
             yield from _match(((index_position(index, frame), frame) for frame in frames), wanted)
             if self.following and self.reading.can_go_on:
                 stack.pop_all()
@@ -181,13 +223,14 @@ class _Attempt:
 
 
 def _attempts(
-    source: VideoSource, kept: Reading | None, opened: Reading | None, following: Sequence[int]
+    source: VideoSource, index: PacketIndex, kept: Reading | None, opened: Reading | None, following: Sequence[int]
 ) -> Iterator[_Attempt]:
     """Go on from the last clip; else begin anew; else, if that went wrong beyond the clip, do not go beyond it."""
+    begins_inside = index.origin is not None
     if kept is not None:
-        yield _Attempt(reading=kept, following=following, goes_on=True)
-    yield _Attempt(reading=opened or Reading(source), following=following, goes_on=False)
-    yield _Attempt(reading=Reading(source), following=(), goes_on=False)
+        yield _Attempt(reading=kept, following=following, is_strict=True)
+    yield _Attempt(reading=opened or Reading(source), following=following, is_strict=begins_inside)
+    yield _Attempt(reading=Reading(source), following=(), is_strict=begins_inside)
 
 
 def _close(reading: Reading | None) -> None:

@@ -7,6 +7,7 @@ keyframes are planned as what they are then, fewer frames at other times.
 
 import itertools
 import math
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from pipeline.config import Config, FramesConfig
 from pipeline.digest import digest_values
 from pipeline.errors import ErrorCode, MediaError, Stage
 from pipeline.media.container import MediaInfo, MediaType
+from pipeline.media.safe_start import SafeStart
 from pipeline.plan.sampling import (
     ASSUMED_FPS,
     FrameClock,
@@ -191,7 +193,14 @@ def _clip(
         grid_thw=(grid_t, size.height // patch, size.width // patch),
         byte_ranges=() if item.byte_range is None else (item.byte_range,),
         codec=info.codec,
+        origin=safe_start_before(info, frame_indices[0]),
     )
+
+
+def safe_start_before(info: MediaInfo, first_frame: int) -> SafeStart | None:
+    """The last safe start from which this frame can be decoded."""
+    position = bisect_right(info.safe_starts, first_frame, key=lambda start: start.number)
+    return info.safe_starts[position - 1] if position else None
 
 
 def _clip_id(item: SourceItem, source_id: str, clip_index: int, frame_indices: tuple[int, ...], size: Size) -> str:

@@ -12,8 +12,9 @@ import pyarrow as pa
 from pipeline.errors import ErrorCode, MediaError, Stage
 from pipeline.media.byte_range import ByteRange
 from pipeline.media.container import MediaInfo, MediaType
+from pipeline.media.safe_start import SafeStart
 from pipeline.media.sandbox import Sandbox
-from pipeline.plan.schema import BYTE_RANGE_TYPE, flat_values, place_values
+from pipeline.plan.schema import BYTE_RANGE_TYPE, SAFE_START_TYPE, flat_values, place_values
 from pipeline.sources.content_id import content_id
 from pipeline.sources.listing import SourceItem
 
@@ -38,6 +39,7 @@ INFO_TYPE = pa.struct(
         "frame_times_seconds": pa.list_(pa.float64()),
         "codec": pa.string(),
         "keyframes": pa.list_(pa.int64()),
+        "safe_starts": pa.list_(SAFE_START_TYPE),
     }
 )
 
@@ -103,7 +105,7 @@ def results_table(results: Iterable[ProbeResult]) -> pa.Table:
         {
             **_item_values(result.item),
             "source_id": result.source_id,
-            "info": None if result.info is None else flat_values(result.info),
+            "info": None if result.info is None else _info_values(result.info),
             "error_code": None if result.error is None else result.error.code,
             "error_message": None if result.error is None else result.error.message,
         }
@@ -130,6 +132,11 @@ def _result(item: SourceItem, row: dict[str, Any]) -> ProbeResult:
     )
 
 
+def _info_values(info: MediaInfo) -> dict[str, Any]:
+    return {**flat_values(info), "safe_starts": [start.to_values() for start in info.safe_starts]}
+
+
 def _info(values: dict[str, Any]) -> MediaInfo:
     lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    lists["safe_starts"] = tuple(SafeStart(**start) for start in values["safe_starts"])
     return MediaInfo(**{**values, **lists, "media_type": MediaType(values["media_type"])})

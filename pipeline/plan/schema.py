@@ -11,9 +11,11 @@ from pipeline.digest import digest_values
 from pipeline.errors import ErrorCode, MediaError, Stage
 from pipeline.media.byte_range import ByteRange
 from pipeline.media.container import MediaType
+from pipeline.media.safe_start import SafeStart
 from pipeline.sources.items import SourceItem
 
 BYTE_RANGE_TYPE = pa.struct({"start": pa.int64(), "num_bytes": pa.int64()})
+SAFE_START_TYPE = pa.struct({field.name: pa.int64() for field in fields(SafeStart)})
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -40,6 +42,7 @@ CLIP_TYPE = pa.struct(
         "grid_thw": pa.list_(pa.int32()),
         "byte_ranges": pa.list_(BYTE_RANGE_TYPE),
         "codec": pa.string(),
+        "origin": SAFE_START_TYPE,
     }
 )
 
@@ -75,7 +78,9 @@ class Clip:
     and gets a row under every path. `frame_indices` count shown frames from 0; `timestamps_seconds` has one
     entry a temporal patch and is empty for an image. Sizes are pixels, `grid_thw` is patches. `byte_ranges` runs in
     parallel to the URIs where any of them is the member of a shard, and is empty where none is. `codec` only says how
-    dear the clip is to decode. Plans of earlier versions have neither.
+    dear the clip is to decode. `origin` is a safe start of the medium at or before the first wanted frame, which saves
+    reading what is before; None where reading begins at the medium's beginning. Plans of earlier versions have none of
+    the three.
     """
 
     clip_ids: tuple[str, ...]
@@ -98,6 +103,7 @@ class Clip:
     grid_thw: tuple[int, int, int]
     byte_ranges: tuple[ByteRange | None, ...] = ()
     codec: str | None = None
+    origin: SafeStart | None = None
 
     @property
     def sources(self) -> tuple[SourceItem, ...]:
@@ -130,14 +136,20 @@ class Clip:
 
     def to_values(self) -> dict[str, Any]:
         """As one value of CLIP_TYPE."""
-        return {**flat_values(self), "byte_ranges": [place_values(place) for place in self.byte_ranges]}
+        origin = None if self.origin is None else self.origin.to_values()
+        return {
+            **flat_values(self),
+            "byte_ranges": [place_values(place) for place in self.byte_ranges],
+            "origin": origin,
+        }
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Self:
-        """From one value of CLIP_TYPE, as Arrow gives it; plans of earlier versions have no byte ranges."""
+        """From one value of CLIP_TYPE, as Arrow gives it; plans of earlier versions lack the last three."""
         lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
         byte_ranges = tuple(place and ByteRange(**place) for place in values.get("byte_ranges") or ())
-        return cls(**{**values, **lists, "media_type": MediaType(values["media_type"]), "byte_ranges": byte_ranges})
+        own = {"media_type": MediaType(values["media_type"]), "byte_ranges": byte_ranges}
+        return cls(**{**values, **lists, **own, "origin": SafeStart.from_values(values.get("origin"))})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

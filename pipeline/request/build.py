@@ -92,6 +92,7 @@ def clip_job(clip: Clip, item: SourceItem, following: Clip | None = None) -> Cli
         resized_height=clip.resized_height,
         resized_width=clip.resized_width,
         following=following.frame_indices if following and following.source_id == clip.source_id else (),
+        origin=clip.origin,
     )
 
 

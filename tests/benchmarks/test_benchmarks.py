@@ -16,6 +16,7 @@ from benchmarks import (
     growth,
     isolation,
     keyframes,
+    last_clip,
     nvdec,
     overlap,
     pipeline,
@@ -190,6 +191,19 @@ def test_what_going_on_saves_is_measured_with_what_splitting_a_file_costs(
     (result,) = run(reading.main, ["--seconds", "1", "--repeats", "1", str(video)], monkeypatch, capsys)["results"]
     assert (result["clips"], result["requests"], result["lead_in"]) == (3, 1, 0.0)
     assert min(result[way] for way in ("alone", "in requests", "in one row")) > 0
+
+
+def test_last_clip_of_a_long_file_is_read_from_its_safe_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--minutes", "1", "--seconds", "20", "--repeats", "1"]
+    results = run(last_clip.main, arguments, monkeypatch, capsys)["results"]
+    assert [(result["file"], result["has_start"]) for result in results] == [
+        ("long.mp4", False),
+        ("long.mkv", True),
+        ("no_cues.mkv", True),
+    ]
+    assert all(result["start_bytes"] < result["beginning_bytes"] for result in results[1:])
 
 
 def test_keyframes_are_measured_beside_exact_frames(

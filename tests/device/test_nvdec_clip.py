@@ -1,7 +1,7 @@
 """Which packets the GPU is fed, and what is refused before it has decoded anything; no GPU is asked."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,8 @@ from pipeline.device.nvdec.process import NvdecProcess
 from pipeline.device.nvdec.session import RefusedError
 from pipeline.device.nvdec.worker_process import NvdecUnavailableError
 from pipeline.media.colour import ColourSpace
-from pipeline.media.container import ClipJob
 from pipeline.media.location import open_binary
+from pipeline.media.safe_start import SafeStart
 from pipeline.media.video_pyav import IndexCache
 from tests.device.nvdec_factories import colours_of
 from tests.media.conftest import VIDEOS
@@ -61,9 +61,11 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return lambda name: make_video(folder / name, **VIDEOS[name])
 
 
-def feed(path: Path, indices: list[int], size: tuple[int, int] | None = None) -> tuple[Recording, ColourSpace]:
+def feed(
+    path: Path, indices: list[int], size: tuple[int, int] | None = None, origin: SafeStart | None = None
+) -> tuple[Recording, ColourSpace]:
     info = probe(path)
-    job: ClipJob = make_job(path, info, indices)
+    job = replace(make_job(path, info, indices), origin=origin)
     session, tools = Recording(), ClipTools(cache=IndexCache(), limits=LimitsConfig())
     with open_binary(str(path)) as file:
         return session, decode_clip(job, file, size or (info.width, info.height), ADDRESS, session, tools)
@@ -84,6 +86,15 @@ def test_decoding_begins_at_the_keyframe_before_each_wanted_frame(video):
     assert min(numbers) == 10
     assert not set(range(25, 65)) & set(numbers)
     assert session.num_drained == 2
+
+
+def test_clip_with_a_safe_start_is_fed_from_there_or_from_the_beginning_if_it_is_not_there(tmp_path):
+    path = make_video(tmp_path / "video.mkv", num_frames=150, gop=10, options={"x264-params": "scenecut=0:bframes=2"})
+    (start, _) = probe(path).safe_starts
+    expected, _ = feed(path, [85, 105])
+    for origin in (start, replace(start, num_bytes=1)):
+        session, _ = feed(path, [85, 105], origin=origin)
+        assert (session.fed, session.data) == (expected.fed, expected.data)
 
 
 @pytest.mark.parametrize(

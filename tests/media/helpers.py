@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from itertools import zip_longest
+from itertools import repeat
 from pathlib import Path
 
 import av
@@ -16,6 +16,7 @@ from pipeline.media.frames import open_frames
 from pipeline.media.grid import grid_of, row_bytes
 from pipeline.media.location import open_binary
 from pipeline.media.probe import probe_media
+from pipeline.media.safe_start import SafeStart
 from pipeline.media.sandbox import Sandbox, SharedBuffer
 from pipeline.media.video_pyav import IndexCache
 
@@ -77,6 +78,7 @@ def read(
     cache: IndexCache | None = None,
     num_source_frames: int | None = None,
     media_type: MediaType = MediaType.VIDEO,
+    origin: SafeStart | None = None,
 ) -> list[NDArray[np.uint8]]:
     job = ClipJob(
         uri=str(path),
@@ -85,6 +87,7 @@ def read(
         num_source_frames=num_source_frames or max(indices) + 1,
         resized_height=32,
         resized_width=32,
+        origin=origin,
     )
     decode = DecodeConfig.model_validate({"video": backend})
     with open_binary(str(path)) as file:
@@ -93,12 +96,18 @@ def read(
 
 
 def read_in_a_row(
-    path: Path, clips: Sequence[Sequence[int]], cache: IndexCache | None = None
+    path: Path,
+    clips: Sequence[Sequence[int]],
+    cache: IndexCache | None = None,
+    origins: Sequence[SafeStart | None] = (),
 ) -> list[list[NDArray[np.uint8]] | tuple[ErrorCode, str]]:
-    """Frames of each clip, or its error, each clip being told of the next one, as the decoder process does it."""
+    """Frames of each clip, or its error, each clip being told of the next one, as the decoder process does it.
+
+    `origins` has a safe start, or None, for each clip.
+    """
     cache = cache or IndexCache()
     results: list[list[NDArray[np.uint8]] | tuple[ErrorCode, str]] = []
-    for clip, following in zip_longest(clips, clips[1:], fillvalue=()):
+    for clip, following, origin in zip(clips, [*clips[1:], ()], origins or repeat(None), strict=False):
         job = ClipJob(
             uri=str(path),
             media_type=MediaType.VIDEO,
@@ -107,6 +116,7 @@ def read_in_a_row(
             resized_height=32,
             resized_width=32,
             following=tuple(following),
+            origin=origin,
         )
         with ExitStack() as stack:
             file = stack.enter_context(open_binary(str(path)))

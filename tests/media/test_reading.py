@@ -22,9 +22,9 @@ def cut(num_frames, length, step):
     return [sorted({*span[::step], span[-1]}) for span in spans]
 
 
-def read_alone(path, clip):
+def read_alone(path, clip, origin=None):
     try:
-        return read(path, clip)
+        return read(path, clip, origin=origin)
     except MediaError as error:
         return error.code, error.message
 

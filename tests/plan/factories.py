@@ -3,6 +3,7 @@
 from pipeline.checkpoint import Preprocessing
 from pipeline.config import Config
 from pipeline.media.container import MediaInfo, MediaType
+from pipeline.media.safe_start import SafeStart
 from pipeline.plan.clips import Recipe, plan_clips
 from pipeline.plan.schema import Clip
 from pipeline.sources.listing import SourceItem
@@ -27,6 +28,12 @@ def make_video(**changes: object) -> MediaInfo:
 
 def make_image(**changes: object) -> MediaInfo:
     return make_video(**({"media_type": MediaType.IMAGE, "num_frames": 1, "fps": None, "codec": "PNG"} | changes))
+
+
+def make_start(number: int) -> SafeStart:
+    return SafeStart(
+        number=number, pts=40 * number, cluster_position=1000 * number, position=1000 * number + 20, num_bytes=900
+    )
 
 
 def make_recipe(**sections: dict[str, object]) -> Recipe:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ErrorCode, MediaError
 from pipeline.plan.clips import plan_clips
-from tests.plan.factories import make_image, make_item, make_recipe, make_video
+from tests.plan.factories import make_image, make_item, make_recipe, make_start, make_video
 
 
 def stride(seconds: float) -> dict[str, object]:
@@ -95,6 +95,15 @@ def test_clip_ids_differ_by_path_content_and_span_and_repeat_for_the_same() -> N
 
     assert clip_id() == clip_id()
     assert len({clip_id(), clip_id(uri="/b"), clip_id(source_id="y"), clip_id(num_frames=100)}) == 4
+
+
+def test_a_clip_carries_the_last_safe_start_before_its_first_frame_and_is_the_same_clip() -> None:
+    starts = (make_start(100), make_start(130), make_start(200))
+    clips = plan_clips(make_item(), "id", make_video(safe_starts=starts), make_recipe(clips=stride(2.0)))
+    assert [clip.frame_indices[0] for clip in clips] == [0, 50, 100, 150, 200]
+    assert [clip.origin for clip in clips] == [None, None, *starts]
+    without = plan_clips(make_item(), "id", make_video(), make_recipe(clips=stride(2.0)))
+    assert [clip.clip_ids for clip in clips] == [clip.clip_ids for clip in without]
 
 
 def test_frames_that_are_moved_to_keyframes_are_planned_as_what_they_are() -> None:

@@ -5,7 +5,7 @@ from pipeline.errors import ErrorCode, MediaError, Stage
 from pipeline.plan.planner import EMPTY_PLAN, Plan, make_plan, sources_of, sources_table
 from pipeline.plan.probe import ProbeResult, results_of, results_table
 from pipeline.sources.listing import Listing, SourceFailure, SourceItem
-from tests.plan.factories import make_image, make_item, make_recipe, make_video
+from tests.plan.factories import make_image, make_item, make_recipe, make_start, make_video
 
 
 class Headers:
@@ -142,7 +142,7 @@ def test_a_new_span_of_a_file_keeps_the_error_of_an_earlier_one() -> None:
     assert plan_of(headers, Listing(items=(early, late), failures=()), both) == both
 
 
-def test_a_probe_result_survives_arrow_with_its_keyframes() -> None:
-    info = make_video(keyframes=(0, 12), frame_times_seconds=(0.0, 0.5))
+def test_a_probe_result_survives_arrow_with_its_keyframes_and_safe_starts() -> None:
+    info = make_video(keyframes=(0, 12), frame_times_seconds=(0.0, 0.5), safe_starts=(make_start(70),))
     result = ProbeResult(item=make_item(), source_id="b2-a", info=info, error=None)
     assert results_of(results_table([result])) == [result]

@@ -62,6 +62,16 @@ def test_clip_that_fails_is_an_error_and_its_neighbours_are_what_they_are(tmp_pa
     assert together == [rows_of_clips(sandbox, [clip])[0][0] for clip in (clips[0], clips[2])]
 
 
+def test_clips_that_begin_at_safe_starts_are_those_read_from_the_beginning(tmp_path, sandbox):
+    options = {"x264-params": "scenecut=0"}
+    clips = clips_of(make_video(tmp_path / "video.mkv", num_frames=300, gop=20, options=options))
+    assert [clip.origin.number if clip.origin else None for clip in clips[::3]] == [None, None, 80, 160]
+    assert clip_job(clips[6], clips[6].sources[0]).origin == clips[6].origin
+    plain = [replace(clip, origin=None) for clip in clips]
+    assert rows_of_clips(sandbox, clips) == rows_of_clips(sandbox, plain)
+    assert rows_of_clips(sandbox, clips[7:]) == rows_of_clips(sandbox, plain[7:])
+
+
 def test_job_tells_of_the_next_clip_only_where_it_is_of_the_same_content(tmp_path):
     first, second, *_ = clips_of(make_video(tmp_path / "video.mp4", num_frames=75))
     assert clip_job(first, first.sources[0], second).following == second.frame_indices

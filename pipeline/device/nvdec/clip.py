@@ -18,9 +18,10 @@ from pipeline.device.nvdec.session import NOT_SHOWN, RefusedError, Session
 from pipeline.device.nvdec.stretches import FedPacket, read_stretches
 from pipeline.media.colour import PLANAR_FORMATS, ColourSpace
 from pipeline.media.container import ClipJob, MediaType, identify, open_video
+from pipeline.media.doubt import MissedError
 from pipeline.media.index import PacketIndex, codec_name
 from pipeline.media.orientation import Orientation, orientation_of
-from pipeline.media.reading import PROGRESSIVE, MissedError, VideoSource, decode_packet
+from pipeline.media.reading import PROGRESSIVE, VideoSource, decode_packet
 from pipeline.media.video_pyav import IndexCache
 
 
@@ -54,7 +55,7 @@ def decode_clip(
         raise RefusedError("no video")
     source = VideoSource(file=file, uri=job.uri, file_format=file_format, limits=tools.limits)
     wanted = distinct_frames(job)
-    index = tools.cache.get(source, wanted[0], wanted[-1])
+    index = tools.cache.get(source, wanted[0], wanted[-1], job.origin)
     if not index.is_ordered or wanted[-1] >= index.num_frames:
         raise RefusedError("frames cannot be found by their times")
     targets = {number: address + place * nv12_bytes(*size) for place, number in enumerate(wanted)}

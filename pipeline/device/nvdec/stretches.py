@@ -8,7 +8,8 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from pipeline.media.index import PacketIndex, read_packets
+from pipeline.media.index import PacketIndex
+from pipeline.media.packets import read_packets
 from pipeline.media.reading import packets_from, starts_before
 
 
