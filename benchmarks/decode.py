@@ -8,8 +8,9 @@ only ever add time; `spread` is how far the median lies above it. The peers (dec
 `pip install '.[peers]'` brings those that Patchwire itself does without, and what is not installed is left out by name.
 `decode alone` is every frame decoded and nothing done with it: the floor that skipping frames can pass.
 
-`--parts` says instead where Patchwire's own time goes, with nanoseconds a pixel: what `pipeline/plan/rates.py` holds.
-Then images may be named, too.
+`--parts` says instead where Patchwire's own time goes, as far as a request in the object store of a Ray started for it
+(this process's time: the copy is made here, the store's daemon only hands out room), with nanoseconds a pixel: what
+`pipeline/plan/rates.py` holds. Then images may be named, too.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 
 from benchmarks.decode_parts import PARTS, seconds_by_part
@@ -27,6 +29,7 @@ from benchmarks.measure import print_record, print_table
 from benchmarks.plans import plan_clips
 from benchmarks.rows import RowsBuffer
 from pipeline.config import Config, DecodeConfig
+from pipeline.flow.cluster import RayRunner
 from pipeline.media.container import ClipJob
 from pipeline.media.frames import open_frames
 from pipeline.media.location import open_binary
@@ -87,7 +90,8 @@ def main() -> None:
 
 def print_parts(arguments: argparse.Namespace, config: Config) -> None:
     """Take every medium apart: milliseconds a part, and nanoseconds a pixel of what the part goes over."""
-    results = [parts_of(plan_clips([path], config)[0], config, arguments.repeats) for path in arguments.videos]
+    with RayRunner(config):
+        results = [parts_of(plan_clips([path], config)[0], config, arguments.repeats) for path in arguments.videos]
     print_table(
         [
             "medium",
@@ -116,7 +120,7 @@ def print_parts(arguments: argparse.Namespace, config: Config) -> None:
 
 def parts_of(clip: Clip, config: Config, repeats: int) -> dict[str, Any]:
     """One medium's parts; a pixel is read with every frame of the span, sampled with each that is wanted."""
-    seconds = seconds_by_part(clip, config, repeats)
+    seconds = seconds_by_part(clip, config, repeats, ray.put)
     work = ClipWork.of(clip)
     decoding = seconds["container"] + seconds["decode"]
     return {
