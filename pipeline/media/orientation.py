@@ -43,7 +43,7 @@ def orientation_of(frame: VideoFrame) -> Orientation:
     `frame.side_data` is the same container, kept in the frame that it refers to: a ring that holds the picture until
     Python collects garbage, which a process that makes few objects does after hundreds of frames (PyAV 18.1).
     """
-    side_data: Any = SideDataContainer(frame).get(Type.DISPLAYMATRIX.name)
+    side_data: Any = SideDataContainer(frame).get(Type.DISPLAYMATRIX.name)  # type: ignore[call-arg]  # PyAV's stub
     if side_data is None:
         return Orientation()
     a, b, _, c, d, *_ = (int(value) for value in np.frombuffer(side_data, np.int32))
