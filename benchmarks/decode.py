@@ -4,33 +4,32 @@
 
 Every way samples the official frames (two a second) of the whole video at the official size, on one thread, in
 this process. CPU seconds count, not the clock, and the least of several turns, because other processes on a machine
-only ever add time; `spread` is how far the median lies above it. The peers do what their users run: all wanted frames
-from decord's get_batch or from a sequential PyAV decode, then resize, float32 normalisation and transformers' own
-patchify.
+only ever add time; `spread` is how far the median lies above it. The peers (decode_peers.py) do what their users run;
+`pip install '.[peers]'` brings those that Patchwire itself does without, and what is not installed is left out by name.
 `decode alone` is every frame decoded and nothing done with it: the floor that skipping frames can pass.
 
-`--parts` says instead where Patchwire's own time goes, with nanoseconds a pixel: what `pipeline/plan/rates.py` holds.
-Then images may be named, too.
+`--parts` says instead where Patchwire's own time goes, as far as a request in the object store of a Ray started for it
+(this process's time: the copy is made here, the store's daemon only hands out room), with nanoseconds a pixel: what
+`pipeline/plan/rates.py` holds. Then images may be named, too.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import av
-import numpy as np
+import ray
 import torch
-from torch.nn import functional
 
 from benchmarks.decode_parts import PARTS, seconds_by_part
+from benchmarks.decode_peers import decoded, peer_ways, peers_left_out
 from benchmarks.measure import print_record, print_table
 from benchmarks.plans import plan_clips
 from benchmarks.rows import RowsBuffer
 from pipeline.config import Config, DecodeConfig
+from pipeline.flow.cluster import RayRunner
 from pipeline.media.container import ClipJob
 from pipeline.media.frames import open_frames
 from pipeline.media.location import open_binary
@@ -68,46 +67,6 @@ def patchwire(clip: Clip, backend: str, config: Config) -> Callable[[], object]:
     return run
 
 
-def official(frames: torch.Tensor, clip: Clip) -> torch.Tensor:
-    """What transformers' video processor does with sampled frames (T, H, W, 3): float32 patches."""
-    from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
-
-    size = (clip.resized_height, clip.resized_width)
-    resized = functional.interpolate(frames.permute(0, 3, 1, 2), size, mode="bicubic", antialias=True)
-    pixels = (resized.float() - 127.5) / 127.5
-    processor = Qwen3VLVideoProcessor.__new__(Qwen3VLVideoProcessor)
-    rows, *_ = processor.patchify(pixels[None], patch_size=16, merge_size=2, temporal_patch_size=2)
-    return rows
-
-
-def decord_patches(clip: Clip) -> torch.Tensor:
-    """Call decord's get_batch, as transformers and qwen-vl-utils call it, and the rest as `official`."""
-    import decord
-
-    reader = decord.VideoReader(clip.source_uris[0], num_threads=1)
-    return official(torch.from_numpy(reader.get_batch(list(clip.frame_indices)).asnumpy()), clip)
-
-
-def pyav_sequential(clip: Clip) -> Callable[[], object]:
-    """Every frame decoded, the wanted ones kept: transformers' PyAV reader."""
-
-    def run() -> None:
-        wanted = set(clip.frame_indices)
-        frames = [frame.to_ndarray(format="rgb24") for place, frame in enumerate(decoded(clip)) if place in wanted]
-        official(torch.from_numpy(np.stack(frames)), clip)
-
-    return run
-
-
-def decoded(clip: Clip) -> Iterator[av.VideoFrame]:
-    """All frames of a video, one thread."""
-    with av.open(clip.source_uris[0], metadata_errors="ignore") as container:
-        stream = container.streams.best("video")
-        assert isinstance(stream, av.VideoStream)
-        stream.codec_context.thread_count = 1
-        yield from container.decode(stream)
-
-
 def decode_alone(clip: Clip) -> Callable[[], object]:
     """The decoder's own work."""
     return lambda: sum(1 for _ in decoded(clip))
@@ -131,7 +90,8 @@ def main() -> None:
 
 def print_parts(arguments: argparse.Namespace, config: Config) -> None:
     """Take every medium apart: milliseconds a part, and nanoseconds a pixel of what the part goes over."""
-    results = [parts_of(plan_clips([path], config)[0], config, arguments.repeats) for path in arguments.videos]
+    with RayRunner(config):
+        results = [parts_of(plan_clips([path], config)[0], config, arguments.repeats) for path in arguments.videos]
     print_table(
         [
             "medium",
@@ -160,7 +120,7 @@ def print_parts(arguments: argparse.Namespace, config: Config) -> None:
 
 def parts_of(clip: Clip, config: Config, repeats: int) -> dict[str, Any]:
     """One medium's parts; a pixel is read with every frame of the span, sampled with each that is wanted."""
-    seconds = seconds_by_part(clip, config, repeats)
+    seconds = seconds_by_part(clip, config, repeats, ray.put)
     work = ClipWork.of(clip)
     decoding = seconds["container"] + seconds["decode"]
     return {
@@ -183,8 +143,7 @@ def print_ways(arguments: argparse.Namespace, config: Config) -> None:
         ways = {
             "patchwire, pyav": patchwire(clip, "pyav", config),
             "patchwire, decord": patchwire(clip, "decord", config),
-            "decord get_batch + transformers": partial(decord_patches, clip),
-            "pyav sequential + transformers": pyav_sequential(clip),
+            **peer_ways(clip),
             "decode alone": decode_alone(clip),
         }
         for name, seconds in cpu_seconds(ways, arguments.repeats).items():
@@ -213,7 +172,10 @@ def print_ways(arguments: argparse.Namespace, config: Config) -> None:
             for result in results
         ],
     )
-    print_record("decode", vars(arguments), results)
+    left_out = peers_left_out()
+    for name, lacking in left_out.items():
+        print(f"left out: {name}; not installed: {', '.join(lacking)}")
+    print_record("decode", vars(arguments) | {"left_out": left_out}, results)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,19 @@
 """Where the CPU time of a clip goes: each part is what a longer chain of the same calls costs more than a shorter one.
 
 Taking the chain apart from outside keeps timers out of the pipeline; the price is that a part is a difference of two
-measurements, so that parts of a few percent carry the noise of the whole.
+measurements, so that parts of a few percent carry the noise of the whole. What follows on the rows, wrapping them as a
+request and putting that into a store, is called and timed by itself.
 """
 
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import BinaryIO
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from benchmarks.rows import RowsBuffer
@@ -24,12 +27,13 @@ from pipeline.media.video_pyav import IndexCache, _Attempt, _convert
 from pipeline.plan.schema import Clip
 from pipeline.request.build import clip_job
 
-PARTS = ("container", "decode", "colour", "resize", "patch rows")
+_CHAINS = ("container", "decode", "colour", "resize", "patch rows")
+PARTS = (*_CHAINS, "arrow", "store")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chain:
-    """A clip's way to patch rows, cut off after one of PARTS; called, it does everything up to there."""
+    """A clip's way to patch rows, cut off after one of its parts; called, it does everything up to there."""
 
     clip: Clip
     config: Config
@@ -81,8 +85,8 @@ class Chain:
                 resize_to_planes(frame, height, width)
 
 
-def seconds_by_part(clip: Clip, config: Config, repeats: int) -> dict[str, float]:
-    """CPU seconds of each part of a clip.
+def seconds_by_part(clip: Clip, config: Config, repeats: int, put: Callable[[pa.Table], object]) -> dict[str, float]:
+    """CPU seconds of each of PARTS of a clip.
 
     The chains take turns and the least of each counts: other processes on the machine only ever add time.
 
@@ -90,12 +94,16 @@ def seconds_by_part(clip: Clip, config: Config, repeats: int) -> dict[str, float
         clip: a video that can be read by skipping, or an image (whose colour is part of decoding).
         config: limits and how images are converted.
         repeats: turns.
+        put: copies a request to where the next stage takes it from, and lets go of it.
     """
     rows = RowsBuffer([clip])
-    chains = [Chain(clip=clip, config=config, last_part=part, rows=rows) for part in PARTS]
-    turns = [[_cpu_seconds(chain) for chain in chains] for _ in range(1 + repeats)]
-    least = np.maximum.accumulate(np.min(turns[1:], axis=0))
-    return dict(zip(PARTS, np.diff(least, prepend=0.0).tolist(), strict=True))
+    chains = [Chain(clip=clip, config=config, last_part=part, rows=rows) for part in _CHAINS]
+    calls = [*chains, partial(rows.wrap, clip), lambda: put(rows.wrap(clip))]
+    least = np.min([[_cpu_seconds(call) for call in calls] for _ in range(1 + repeats)][1:], axis=0)
+    wrap, wrap_and_put = least[len(chains) :]
+    of_chains = np.diff(np.maximum.accumulate(least[: len(chains)]), prepend=0.0)
+    seconds = [*of_chains.tolist(), float(wrap), max(0.0, float(wrap_and_put - wrap))]
+    return dict(zip(PARTS, seconds, strict=True))
 
 
 def _cpu_seconds(call: Callable[[], object]) -> float:

@@ -16,7 +16,8 @@ import torch
 
 from pipeline.sink.run_record import installed_versions
 
-_PEERS = ("transformers", "triton")  # what is compared with, and what compiles for it
+# What is compared with, and what compiles for it.
+_PEERS = ("transformers", "triton", "torchcodec", "torchvision", "opencv-python-headless", "qwen-vl-utils")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

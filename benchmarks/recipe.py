@@ -22,7 +22,7 @@ import ray.data
 import torch
 from ray.data import ActorPoolStrategy
 
-from benchmarks.decode import decord_patches
+from benchmarks.decode_peers import decord_patches
 from benchmarks.encoder import peer_tower, peer_vector
 from benchmarks.measure import print_record, print_table
 from benchmarks.plans import plan_clips

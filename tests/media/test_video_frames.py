@@ -1,5 +1,7 @@
 """Whatever is skipped or sought, frames are those of a plain sequential decode from the start."""
 
+import gc
+
 import av
 import numpy as np
 import pytest
@@ -232,3 +234,13 @@ def test_auto_falls_back_to_decord_and_reports_pyavs_reason_when_both_fail(tmp_p
     damaged = damage(source, tmp_path / "damaged.mp4", range(5))
     with pytest.raises(MediaError, match="the decoder produced no frame"):
         read(damaged, [0, 4], backend="auto", num_source_frames=5)
+
+
+def test_decoded_frames_are_freed_without_the_garbage_collector(made):
+    gc.collect()
+    gc.disable()
+    try:
+        read(made("many_gops.mp4"), range(80))
+        assert not any(type(thing) is av.VideoFrame for thing in gc.get_objects())
+    finally:
+        gc.enable()
