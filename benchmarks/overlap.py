@@ -34,6 +34,7 @@ class Work:
     name: str
     start: float
     end: float
+    stream: int = 0
 
     @property
     def track(self) -> str:
@@ -58,7 +59,12 @@ def record(model: str, settings: Sequence[str], grid: tuple[int, int, int], num_
     first = min((event.time_range.start for event in events), default=0)
     return sorted(
         (
-            Work(name=event.name, start=event.time_range.start - first, end=event.time_range.end - first)
+            Work(
+                name=event.name,
+                start=event.time_range.start - first,
+                end=event.time_range.end - first,
+                stream=event.device_resource_id,
+            )
             for event in events
         ),
         key=lambda work: work.start,
@@ -105,7 +111,7 @@ def write_trace(works: Sequence[Work], path: Path) -> None:
             "ts": round(work.start, 1),
             "dur": round(work.end - work.start, 1),
             "pid": "GPU",
-            "tid": work.track,
+            "tid": f"{work.track}, stream {work.stream}",
         }
         for work in works
     ]

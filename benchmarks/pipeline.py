@@ -3,9 +3,9 @@
     python -m benchmarks.pipeline --model random:2b --grid 64x28x28 --requests 150
 
 Producers hand out ready requests as decode actors would, and the encode actor takes them from the object store with the
-placement of a run. Beside it the same stage called in a loop, in this process, without Ray. Seconds a request are
-taken between results, the first `--warmup` left out. `in calls` is the time in encode calls over the time between
-results, and two calls overlap on a GPU; `idle` is the share of the time with no kernel running, by the driver's count,
+placement of a run. Beside it the same stage called in this process, without Ray, in a loop and from two threads. Seconds
+a request are taken between results, the first `--warmup` left out. `in calls` is the time in encode calls over the
+time between results, and two calls overlap on a GPU; `idle` is the share of the time with no kernel running, by the driver's count,
 until all but the last ten are back: the device has nothing more to do while the very last are on their way. On a
 machine of several GPUs each has an encode actor, and `of the stage alone` is out of their number.
 """
@@ -13,6 +13,7 @@ machine of several GPUs each has an encode actor, and `of the stage alone` is ou
 import argparse
 import statistics
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -41,14 +42,22 @@ class Producer:
         return self._request
 
 
-def alone(config: Config, model: str, grid: Grid, repeats: int) -> dict[str, Any]:
-    """Seconds a request of the stage without Ray, from memory like the object store's."""
+def alone(config: Config, model: str, grid: Grid, repeats: int) -> list[dict[str, Any]]:
+    """Seconds a request of the stage without Ray, from memory like the store's: in a loop, and from two threads."""
     device = encode_device(config)
     store = make_store([grid], device)
     table = random_request(grid) if store is None else store.request(grid)
     stage = Encode(config, model)
     timing = measure(lambda: stage(table), repeats=repeats, device=device.type)
-    return {"way": "stage alone", "transfer": [stage(table)["transfer"][0].as_py()], "seconds": timing.median_seconds}
+    started = time.perf_counter()
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(stage, [table] * repeats))
+    both = (time.perf_counter() - started) / repeats
+    ways = [stage(table)["transfer"][0].as_py()]
+    return [
+        {"way": "stage alone", "transfer": ways, "seconds": timing.median_seconds},
+        {"way": "two threads of it", "transfer": ways, "seconds": both},
+    ]
 
 
 def through_ray(config: Config, model: str, grid: Grid, num_requests: int, warmup: int) -> dict[str, Any]:
@@ -107,8 +116,8 @@ def main() -> None:
     config = load_config(None, arguments.settings, arguments.model)
     grid = parse_grid(arguments.grid)
     streamed = through_ray(config, arguments.model, grid, arguments.requests, arguments.warmup)
-    single = alone(config, arguments.model, grid, repeats=max(2, arguments.requests // 5))
-    results = [{**result, "of_alone": single["seconds"] / result["seconds"]} for result in (single, streamed)]
+    single, both = alone(config, arguments.model, grid, repeats=max(2, arguments.requests // 5))
+    results = [{**result, "of_alone": single["seconds"] / result["seconds"]} for result in (single, both, streamed)]
     print_table(
         ["way", "transfer", "ms a request", "of the stage alone", "in calls", "idle"],
         [

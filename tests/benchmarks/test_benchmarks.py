@@ -23,6 +23,7 @@ from benchmarks import (
     prediction,
     reading,
     recipe,
+    roofline,
     transfer,
 )
 from tests.media_factory import make_image, make_video
@@ -60,6 +61,18 @@ def test_attention_is_timed_for_each_size(monkeypatch: pytest.MonkeyPatch, capsy
         (72, "1x20"),
     ]
     assert all(result["error"] < 1e-5 and result["seconds"] > 0 for result in results)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float8"])
+def test_the_parts_of_a_pass_add_up_to_its_operations(
+    dtype: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model", "random:tiny", "--grid", "2x4x4", "--turns", "1", "--matmul", "64"]
+    settings = ["--set", f"encode.dtype={dtype}", "--set", "encode.float8_least_cosine=0.9"]
+    (result,) = run(roofline.main, [*arguments, *settings], monkeypatch, capsys)["results"]
+    assert sum(part["flops"] for part in result["parts"]) == result["flops"] < result["flops_with_deepstack"]
+    assert {"qkv", "attention", "rotary"} <= {part["name"] for part in result["parts"]}
+    assert result["parts_seconds"] == pytest.approx(sum(part["seconds"] for part in result["parts"]))
 
 
 def test_records_become_a_chart_with_a_bar_for_each_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,8 +156,8 @@ def test_every_request_comes_through_ray_once(
     settings = ["--set", "ray.num_cpus=2", "--set", "ray.object_store_bytes=100000000"]
     sizes = ["--model", "random:tiny", "--grid", "2x4x4", "--requests", "5", "--warmup", "2"]
     results = run(pipeline.main, [*sizes, *settings], monkeypatch, capsys)["results"]
-    assert [result["way"] for result in results] == ["stage alone", "through Ray"]
-    assert results[1]["seconds"] > 0
+    assert [result["way"] for result in results] == ["stage alone", "two threads of it", "through Ray"]
+    assert results[2]["seconds"] > 0
 
 
 @pytest.mark.parametrize("kind", ["images", "videos"])

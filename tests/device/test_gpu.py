@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import tracemalloc
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.requests import StandInStore, random_request
@@ -76,9 +78,9 @@ def test_a_slot_is_not_filled_again_before_its_copy_has_been_read() -> None:
         # Each copy waits behind about 20 ms of work on its own stream, so slots come round while still in use.
         with torch.cuda.stream(transfer._stream):
             torch.cuda._sleep(40_000_000)
-        arrived.append(transfer(request).buffer)
-    for request, buffer in zip(requests, arrived, strict=True):
-        assert np.array_equal(buffer.cpu().numpy(), request.buffer)
+        arrived.append(transfer(request))
+    for request, there in zip(requests, arrived, strict=True):
+        assert np.array_equal(there.join().cpu().numpy(), request.buffer)
 
 
 def test_a_ring_that_ignores_its_event_is_caught_by_that_check(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +151,7 @@ def test_a_request_in_the_store_is_copied_from_where_it_lies(store: StandInStore
         transfer(request)
         arrived = transfer(request)
     assert (arrived.way, arrived.num_copies) == ("registered", 1)
-    assert np.array_equal(arrived.buffer.cpu().numpy(), request.buffer)
+    assert np.array_equal(arrived.join().cpu().numpy(), request.buffer)
     transfer._store.close()
 
 
@@ -159,7 +161,7 @@ def test_a_request_elsewhere_goes_through_the_ring(store: StandInStore) -> None:
     request = unwrap_request(random_request((4, 8, 8), seed=2))
     arrived = transfer(request)
     assert arrived.way == "ring"
-    assert np.array_equal(arrived.buffer.cpu().numpy(), request.buffer)
+    assert np.array_equal(arrived.join().cpu().numpy(), request.buffer)
     transfer._store.close()
 
 
@@ -195,7 +197,7 @@ def test_the_request_is_held_until_its_copy_has_completed_and_no_longer(store: S
     transfer.reap()
     gc.collect()
     assert held() is None, "held after the copy"
-    assert np.array_equal(arrived.buffer.cpu().numpy(), expected)
+    assert np.array_equal(arrived.join().cpu().numpy(), expected)
     transfer._store.close()
 
 
@@ -209,22 +211,77 @@ def test_memory_given_back_too_early_is_caught_by_the_bytes_that_arrive(store: S
     arrived = transfer(request)
     transfer._under_way.clear()
     store.request((4, 8, 8), seed=5)
-    assert not np.array_equal(arrived.buffer.cpu().numpy(), expected)
+    assert not np.array_equal(arrived.join().cpu().numpy(), expected)
     transfer._store.close()
 
 
 @pytest.mark.filterwarnings("ignore:.*Profiler clears events:UserWarning")
-def test_the_profiler_counts_one_pinned_copy_a_registered_request(store: StandInStore) -> None:
-    encode = stage()
-    request = store.request((6, 8, 12), seed=1)
-    expected = vectors_of(encode(request))
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
+@pytest.mark.parametrize("output", [{}, {"level": "token", "deepstack": True}], ids=["clip", "token"])
+@pytest.mark.parametrize("way", ["registered", "ring"])
+def test_a_request_is_one_copy_in_and_one_wait(store: StandInStore, way: str, output: dict) -> None:
+    encode = Encode(Config.from_values({"model": MODEL, "output": output}), MODEL)
+    grid = (24, 8, 12)
+    request = store.request(grid, seed=1) if way == "registered" else random_request(grid, seed=1)
+    num_bytes = unwrap_request(request).buffer.size
+    for _ in range(2):
+        expected = vectors_of(encode(request))
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], record_shapes=True) as trace:
         encoded = [encode(request) for _ in range(4)]
     names = Counter(event.name for event in trace.events())
+    whole = sum(event.name == "aten::copy_" and event.input_shapes[0] == [num_bytes] for event in trace.events())
+    assert {table["transfer"][0].as_py() for table in encoded} == {way}
+    assert whole == 4 * (1 if way == "registered" else 2), "the transfer, and where it is not registered the slot"
     assert {name: count for name, count in names.items() if "Memcpy HtoD" in name} == {
         "Memcpy HtoD (Pinned -> Device)": 4
     }
-    assert names["cudaStreamSynchronize"] == 0
-    assert {table["transfer"][0].as_py() for table in encoded} == {"registered"}
+    assert sum(count for name, count in names.items() if "Memcpy DtoH" in name) == 4 * (2 if output else 1)
+    waits = {name: count for name, count in names.items() if "Synchronize" in name or name == "cudaMemcpy"}
+    assert waits.pop("cudaDeviceSynchronize", 0) <= 1, "the profiler's own"
+    assert waits == {"cudaEventSynchronize": 4}, "for the results"
     assert all(np.array_equal(vectors_of(table), expected) for table in encoded)
+    if way == "registered":
+        encode._transfer._store.close()
+
+
+@pytest.mark.parametrize("way", ["registered", "ring"])
+def test_python_and_arrow_hold_no_copy_of_the_pixels(store: StandInStore, way: str) -> None:
+    encode, grid = stage(), (24, 8, 12)
+    request = store.request(grid, seed=1) if way == "registered" else random_request(grid, seed=1)
+    for _ in range(2):
+        encode(request)
+    tracemalloc.start()
+    in_arrow = pa.total_allocated_bytes()
+    encode(request)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < unwrap_request(request).buffer.size / 4
+    assert pa.total_allocated_bytes() - in_arrow < unwrap_request(request).buffer.size / 4
+    if way == "registered":
+        encode._transfer._store.close()
+
+
+def test_copy_in_kernels_and_result_have_streams_of_their_own(store: StandInStore) -> None:
+    encode = stage()
+    request = store.request((6, 8, 12), seed=1)
+    encode(request)
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
+        encode(request)
+    streams: dict[str, set[int]] = {}
+    for event in trace.events():
+        if event.device_type == DeviceType.CUDA:
+            kind = next((kind for kind in ("HtoD", "DtoH", "DtoD", "Memset") if kind in event.name), "kernel")
+            streams.setdefault(kind, set()).add(event.device_resource_id)
+    assert len(streams["HtoD"]) == len(streams["DtoH"]) == len(streams["kernel"]) == 1
+    assert len(streams["HtoD"] | streams["DtoH"] | streams["kernel"]) == 3
     encode._transfer._store.close()
+
+
+def test_a_request_that_waits_for_its_bytes_does_not_hold_up_the_one_before() -> None:
+    transfer = PinnedTransfer(torch.device("cuda"), num_slots=2)
+    first, second = (unwrap_request(random_request((4, 8, 8), seed=seed)) for seed in range(2))
+    arrived = transfer(first)
+    delay(transfer)
+    late = transfer(second)
+    assert np.array_equal(arrived.join().cpu().numpy(), first.buffer)
+    assert late.ready is not None and not late.ready.query()
+    assert np.array_equal(late.join().cpu().numpy(), second.buffer)
