@@ -3,11 +3,11 @@
     python -m benchmarks.pipeline --model random:2b --grid 64x28x28 --requests 150
 
 Producers hand out ready requests as decode actors would, and the encode actor takes them from the object store with the
-placement of a run. Beside it the same stage called in this process, without Ray, in a loop and from two threads. Seconds
-a request are taken between results, the first `--warmup` left out. `in calls` is the time in encode calls over the
-time between results, and two calls overlap on a GPU; `idle` is the share of the time with no kernel running, by the driver's count,
-until all but the last ten are back: the device has nothing more to do while the very last are on their way. On a
-machine of several GPUs each has an encode actor, and `of the stage alone` is out of their number.
+placement of a run. Beside it the same stage called in this process, without Ray, in a loop and from two threads.
+Seconds a request are taken between results, the first `--warmup` left out. `in calls` is the time in encode calls over
+the time between results, and two calls overlap on a GPU; `idle` is the share of the time with no kernel running, by
+the driver's count, until all but the last ten are back: the device has nothing more to do while the very last are on
+their way. On a machine of several GPUs each has an encode actor, and `of the stage alone` is out of their number.
 """
 
 import argparse
