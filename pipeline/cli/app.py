@@ -165,7 +165,7 @@ def plan(
     gpu_price: Annotated[float, typer.Option(min=0.0, help="What a GPU costs an hour.")] = 0.0,
 ) -> None:
     """Say what a run would do, cost and take, from headers alone."""
-    from pipeline.flow.forecast import machine, rates_for
+    from pipeline.flow.forecast import device_memory_bytes, machine, rates_for
     from pipeline.flow.run import make_runner, plan_only
     from pipeline.plan.prediction import predict
     from pipeline.plan.summary import summarize
@@ -184,10 +184,12 @@ def plan(
         found = summarize(noting(shards), checkpoint.vision, keyframes_only=wanted.frames.keyframes_only)
     prediction = predict(found.work, cluster, speed)
     cost = prediction.cost(core_price, gpu_price) if core_price or gpu_price else None
+    device_memory = device_memory_bytes(found, checkpoint.vision, wanted)
     if as_json:
-        _print_json({**dataclasses.asdict(found), "prediction": {**dataclasses.asdict(prediction), "cost": cost}})
+        predicted = {**dataclasses.asdict(prediction), "cost": cost, "device_memory_bytes": device_memory}
+        _print_json({**dataclasses.asdict(found), "prediction": predicted})
     else:
-        render.plan(found, failures)
+        render.plan(found, failures, device_memory)
         render.prediction(prediction, cluster, speed.origin, cost)
 
 

@@ -71,7 +71,7 @@ def prepared(run: RunSummary) -> None:
     console.print(_plain(f"requests: {run.output}/requests\nnext:  patchwire embed {output} --out OUT"))
 
 
-def plan(found: PlanSummary, failures: Sequence[Failure]) -> None:
+def plan(found: PlanSummary, failures: Sequence[Failure], device_memory_bytes: int) -> None:
     """Counts, cost and shapes."""
     console = _console()
     console.print(
@@ -82,6 +82,7 @@ def plan(found: PlanSummary, failures: Sequence[Failure]) -> None:
         f"{found.video_seconds:.1f} s of video, {found.num_frames} frames, {found.num_patches} patches; "
         f"{found.device_bytes / 1e6:.1f} MB to the device, {found.flops / 1e12:.2f} TFLOP"
     )
+    console.print(f"on a GPU the hungriest request takes {device_memory_bytes / 1e6:.1f} MB beside the weights")
     table = Table("media", "h x w", "requests", "clips", "patches")
     for shape in found.shapes[:_MAX_SHAPES]:
         counts = (shape.num_requests, shape.num_clips, shape.num_patches)

@@ -7,7 +7,9 @@ checked against the allocator by a test. Attention needs no memory of its own: i
 import torch
 
 from pipeline.checkpoint import VisionSpec
+from pipeline.config import OutputConfig
 from pipeline.encoder.kernels import FLOAT8
+from pipeline.encoder.pooling import OUTPUT_DTYPES
 
 _SHARE_OF_FREE = 0.4  # two requests may be under way, and another's bytes arriving
 _MOST_PATCHES = 65_536  # beyond that a pass is no faster
@@ -34,6 +36,41 @@ def bytes_per_patch(spec: VisionSpec, dtype: torch.dtype, *, row_bytes: int | No
 def peak_bytes(spec: VisionSpec, num_patches: int, dtype: torch.dtype, *, row_bytes: int | None = None) -> int:
     """Device bytes that one forward pass over `num_patches` patches needs beside the weights, on CUDA."""
     return num_patches * bytes_per_patch(spec, dtype, row_bytes=row_bytes)
+
+
+def request_bytes(
+    spec: VisionSpec,
+    num_patches: int,
+    dtype: torch.dtype,
+    output: OutputConfig,
+    *,
+    row_bytes: int,
+    max_patches: int | None = None,
+) -> int:
+    """Device bytes of a whole request at its peak, beside the weights: its rows, a pass, and the vectors that leave it.
+
+    Args:
+        spec: the tower's dimensions.
+        num_patches: of the request.
+        dtype: the tower's arithmetic, `FLOAT8` included.
+        output: at level `token` the vectors are what takes the memory; pooled ones count as nothing.
+        row_bytes: of the request's media.
+        max_patches: of one pass; None: as many as a large device takes.
+    """
+    in_pass = min(num_patches, max_patches or _MOST_PATCHES)
+    waiting = (num_patches - in_pass) * row_bytes
+    passing = peak_bytes(spec, in_pass, dtype, row_bytes=row_bytes)
+    if output.level != "token":
+        return waiting + passing
+    num_kinds = 1 + (len(spec.deepstack_visual_indexes) if output.deepstack else 0)
+    token_bytes = spec.out_hidden_size * (2 if dtype == FLOAT8 else dtype.itemsize)
+    vector_bytes = spec.out_hidden_size * OUTPUT_DTYPES[output.dtype].itemsize
+    in_float32 = spec.out_hidden_size * 2 * torch.float32.itemsize  # one kind at a time, and its scaled copy
+    num_tokens = in_pass // spec.merged_patches
+    # Deepstack tokens wait for the blocks behind them; at the end all kinds are finished, and then copied to the whole.
+    passing += num_tokens * (num_kinds - 1) * token_bytes
+    finishing = in_pass * row_bytes + num_tokens * (num_kinds * (token_bytes + vector_bytes) + in_float32)
+    return waiting + max(passing, finishing) + num_patches // spec.merged_patches * num_kinds * vector_bytes
 
 
 def affordable_patches(spec: VisionSpec, dtype: torch.dtype, device: torch.device) -> int:

@@ -7,15 +7,22 @@ They are taken as the run was: with other processes on the machine, and with its
 import os
 from pathlib import Path
 
+import torch
+
 from pipeline.checkpoint import VisionSpec
 from pipeline.config import Config
+from pipeline.encoder.memory import request_bytes
 from pipeline.errors import OutputError
 from pipeline.flow.progress import Progress
+from pipeline.media.container import MediaType
+from pipeline.media.grid import row_bytes
 from pipeline.plan.prediction import Cluster, decode_core_seconds
 from pipeline.plan.rates import CORE_FLOPS, DECODE_PACE, GPU_FLOPS, Rates
+from pipeline.plan.summary import PlanSummary
 from pipeline.plan.work import Work
 from pipeline.sink.output import OutputFolder
 from pipeline.sink.run_record import require_run_record
+from pipeline.stages.encode import encode_dtype
 
 
 def rates_for(vision: VisionSpec, measured_by: str | None = None) -> Rates:
@@ -41,6 +48,25 @@ def machine(config: Config, num_cores: int | None = None, num_gpus: int | None =
         decode_workers=config.ray.decode_workers,
         gpus_decode=config.decode.gpu == "auto",
         shard_sources=config.sources.shard_sources,
+    )
+
+
+def device_memory_bytes(found: PlanSummary, vision: VisionSpec, config: Config) -> int:
+    """Device memory that the plan's hungriest request takes on CUDA beside the weights; 0 for an empty plan."""
+    dtype = encode_dtype(config, torch.device("cuda"))
+    return max(
+        (
+            request_bytes(
+                vision,
+                shape.most_patches,
+                dtype,
+                config.output,
+                row_bytes=row_bytes(MediaType(shape.media_type)),
+                max_patches=config.encode.max_patches,
+            )
+            for shape in found.shapes
+        ),
+        default=0,
     )
 
 

@@ -12,7 +12,7 @@ from pipeline.plan.work import NO_WORK, Work
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShapeCount:
-    """One (h, w) that the plan holds, in patches, and how much of it."""
+    """One (h, w) that the plan holds, in patches, and how much of it; `most_patches` has its largest request."""
 
     media_type: str
     grid_h: int
@@ -20,6 +20,7 @@ class ShapeCount:
     num_requests: int
     num_clips: int
     num_patches: int
+    most_patches: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,7 @@ def summarize(plans: Iterable[Plan], vision: VisionSpec, *, keyframes_only: bool
             _, h, w = request.clips[0].grid_thw
             shape = shapes.setdefault((str(request.media_type), h, w), Counter())
             shape.update(requests=1, clips=len(request.clips), patches=request.num_patches)
+            shape["most"] = max(shape["most"], request.num_patches)
             totals.update(
                 frames=sum(len(clip.frame_indices) for clip in request.clips),
                 patches=request.num_patches,
@@ -69,6 +71,7 @@ def summarize(plans: Iterable[Plan], vision: VisionSpec, *, keyframes_only: bool
             num_requests=count["requests"],
             num_clips=count["clips"],
             num_patches=count["patches"],
+            most_patches=count["most"],
         )
         for (media_type, h, w), count in shapes.items()
     ]

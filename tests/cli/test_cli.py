@@ -67,6 +67,8 @@ def test_plan_prints_counts_and_shapes_and_needs_no_model(media: Path) -> None:
     assert planned["flops"] > 0
     assert planned["prediction"]["seconds"] > 0
     assert planned["prediction"]["cost"] is None
+    rows = max(shape["most_patches"] for shape in planned["shapes"]) * 768
+    assert planned["prediction"]["device_memory_bytes"] > rows
     as_text = patchwire("plan", media, "--cores", 96, "--gpus", 4, "--core-price", 40, "--gpu-price", 2_000).stdout
     assert "at the prices given" in as_text
     assert "TFLOP" in as_text

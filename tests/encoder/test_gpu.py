@@ -11,7 +11,7 @@ from pipeline.encoder.attention import attend, frame_runs, rotate
 from pipeline.encoder.counts import num_patches
 from pipeline.encoder.encode import Encoder
 from pipeline.encoder.kernels import FLOAT8, TorchKernels, make_kernels
-from pipeline.encoder.memory import peak_bytes
+from pipeline.encoder.memory import peak_bytes, request_bytes
 from pipeline.encoder.pixels import PixelNormalizer
 from pipeline.encoder.positions import PositionTables
 from tests.cuda import CUDA, cuda_noise, syncs_forbidden
@@ -313,6 +313,22 @@ def test_the_predicted_peak_is_the_allocators(dtype, row_bytes, head_dim):
     encoder.encode(make_rows(grids, row_bytes).to(CUDA), grids, output)
     peak = torch.cuda.max_memory_allocated() - before
     assert peak == pytest.approx(peak_bytes(spec, num_patches(grids), dtype, row_bytes=row_bytes), rel=0.2)
+
+
+@pytest.mark.parametrize("with_deepstack", [False, True])
+def test_the_predicted_peak_of_tokens_is_the_allocators(with_deepstack):
+    spec = make_spec(64, hidden_size=1024, num_heads=16, intermediate_size=4096, out_hidden_size=2048)
+    encoder = Encoder(make_checkpoint(spec), device=CUDA, dtype=torch.bfloat16, max_graphs=0)
+    grids, output = [(64, 28, 28)], make_output("token", deepstack=with_deepstack, normalize=True)
+    encoder.encode(make_rows(grids).to(CUDA), grids, output)
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    encoder.encode(make_rows(grids).to(CUDA), grids, output)
+    peak = torch.cuda.max_memory_allocated() - before
+    predicted = request_bytes(spec, num_patches(grids), torch.bfloat16, output, row_bytes=1536)
+    assert peak == pytest.approx(predicted, rel=0.2)
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from pipeline.encoder.memory import affordable_patches, bytes_per_patch, peak_bytes
+from pipeline.encoder.memory import affordable_patches, bytes_per_patch, peak_bytes, request_bytes
 
-from .factories import CPU, make_spec
+from .factories import CPU, make_output, make_spec
 
 SPEC_2B = make_spec(
     depth=24, hidden_size=1024, num_heads=16, intermediate_size=4096, out_hidden_size=2048, num_position_embeddings=2304
@@ -20,6 +20,27 @@ def test_the_peak_grows_with_patches_and_precision() -> None:
     assert (
         peak_bytes(SPEC_2B, 1000, torch.bfloat16, row_bytes=768) == peak_bytes(SPEC_2B, 1000, torch.bfloat16) - 768_000
     )
+
+
+def test_a_request_of_pooled_vectors_takes_a_pass_and_the_rows_that_wait_for_theirs() -> None:
+    whole = request_bytes(SPEC_2B, 1000, torch.bfloat16, make_output("clip"), row_bytes=1536)
+    halves = request_bytes(SPEC_2B, 1000, torch.bfloat16, make_output("clip"), row_bytes=1536, max_patches=500)
+    assert whole == peak_bytes(SPEC_2B, 1000, torch.bfloat16)
+    assert halves == peak_bytes(SPEC_2B, 500, torch.bfloat16) + 500 * 1536
+
+
+def test_tokens_take_more_than_the_pass_that_makes_them() -> None:
+    pooled, tokens, half_floats, deepstack = (
+        request_bytes(SPEC_2B, 1000, torch.bfloat16, output, row_bytes=1536)
+        for output in (
+            make_output("clip"),
+            make_output("token"),
+            make_output("token", dtype="float16"),
+            make_output("token", deepstack=True),
+        )
+    )
+    assert pooled < half_floats < tokens < deepstack
+    assert tokens - pooled >= 250 * 2048 * 4
 
 
 def test_on_a_cpu_a_pass_has_a_fixed_size() -> None:
