@@ -3,7 +3,7 @@
 A column counts when it holds bytes, or structs with a field `bytes` (as Hugging Face's Image and Video features are
 stored). Rows come in batches of about 16 MiB out of one row group or record batch, and only the newest is kept: asking
 for cells in order reads a table once, going back reads its group again. Memory is bounded by a batch and by the largest
-page or record batch of that one column (below 2 GiB in Parquet).
+page or record batch of that one column (below 2 GiB in Parquet, 1 GiB where an Arrow batch is compressed).
 Trade-off: a cell is copied out of its batch, so that it does not keep the whole batch in memory.
 """
 
@@ -15,6 +15,8 @@ from typing import BinaryIO, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from pipeline.media.arrow_heads import rows_of_batches
 
 _BATCH_BYTES = 16 << 20
 _MAX_BATCH_ROWS = 4096
@@ -61,7 +63,7 @@ class TableCells:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the table. Cost: from a Parquet file's footer; Arrow files are read once."""
+        """Rows of the table. Cost: from a Parquet file's footer; from an Arrow file's headers."""
         return self._chunks.num_rows
 
     def cell(self, column: str, row: int) -> bytes | None:
@@ -150,10 +152,13 @@ class _ArrowChunks:
 
     def __init__(self, file: BinaryIO, open_reader: Callable[..., object]) -> None:
         self._file, self._open = file, open_reader
-        self.schema = self._reader([]).schema
-        column = (media_columns(self.schema) or self.schema.names)[0]
-        sizes = [batch.num_rows for batch in self.read(0, column)]
-        self.starts = list(accumulate(sizes, initial=0))[:-1] if open_reader is pa.ipc.open_file else [0]
+        reader = self._reader([])
+        self.schema = reader.schema
+        is_file = open_reader is pa.ipc.open_file
+        sizes = rows_of_batches(file, reader.num_record_batches if is_file else None)
+        if is_file and len(sizes) < reader.num_record_batches:
+            raise pa.ArrowInvalid(f"its footer names {reader.num_record_batches} record batches, found {len(sizes)}")
+        self.starts = list(accumulate(sizes, initial=0))[:-1] if is_file else [0]
         self.num_rows = sum(sizes)
 
     def read(self, chunk: int, column: str) -> Iterator[pa.RecordBatch]:

@@ -1,5 +1,6 @@
 """Parquet and Arrow tables with a column of bytes: every row a source, read one cell at a time."""
 
+import io
 from pathlib import Path
 
 import fsspec
@@ -8,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import ErrorCode, MediaError, UsageError
+from pipeline.media.arrow_heads import rows_of_batches
 from pipeline.media.location import open_binary
 from pipeline.media.table_cells import TableCells
 from pipeline.sources.content_id import content_id
@@ -46,6 +48,64 @@ def test_every_row_is_a_source_in_order_and_its_cell_is_read(tmp_path: Path, nam
 def test_an_arrow_stream_is_read_as_an_arrow_file_is(tmp_path: Path) -> None:
     stream = make_table(tmp_path / "t.stream", CELLS).rename(tmp_path / "t.arrow")
     assert [read(item.uri) for item in list_with(stream).items] == CELLS
+
+
+@pytest.mark.parametrize("make", [pa.ipc.new_file, pa.ipc.new_stream])
+@pytest.mark.parametrize("compression", [None, "lz4", "zstd"])
+@pytest.mark.parametrize("is_old", [False, True], ids=["", "before 0.15"])
+def test_the_rows_of_an_arrow_file_are_counted_by_its_headers(make, compression: str | None, is_old: bool) -> None:
+    table = pa.table({"image": CELLS, "label": pa.array(["a", "b", "a", "c", "b"]).dictionary_encode()})
+    file = io.BytesIO()
+    options = pa.ipc.IpcWriteOptions(compression=compression, use_legacy_format=is_old)
+    with make(file, table.schema, options=options) as writer:
+        for stop in range(1, 6):
+            writer.write_table(table.slice(0, stop))
+    assert rows_of_batches(file) == [1, 2, 3, 4, 5]
+    file.seek(0)
+    cells = TableCells(file)
+    assert (cells.num_rows, cells.cell("image", 14)) == (15, CELLS[4])
+
+
+def test_no_body_of_an_arrow_file_is_read_where_it_is_listed(tmp_path: Path) -> None:
+    table = make_table(tmp_path / "t.arrow", [bytes(1 << 20)] * 16)
+
+    class Counting(io.FileIO):
+        num_bytes = 0
+
+        def read(self, size: int = -1) -> bytes:
+            data = super().read(size)
+            self.num_bytes += len(data)
+            return data
+
+    file = Counting(table)
+    assert TableCells(file).num_rows == 16
+    assert file.num_bytes < 1 << 20
+
+
+def test_an_arrow_bomb_is_one_error_row_and_is_never_inflated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.media.arrow_heads.MAX_INFLATED_BYTES", 1 << 20)
+    table = pa.table({"bytes": [bytes(1 << 20)] * 4})
+    with pa.ipc.new_file(
+        tmp_path / "t.arrow", table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")
+    ) as writer:
+        writer.write_table(table)
+    before = pa.total_allocated_bytes()
+    with pytest.raises(pa.ArrowInvalid, match=r"inflates to 41943\d\d bytes.*write smaller ones"):
+        TableCells((tmp_path / "t.arrow").open("rb"))
+    assert uris_of(list_with(tmp_path / "t.arrow")) == [str(tmp_path / "t.arrow")], "a file that is no medium"
+    assert refusal(f"row://bytes/0::{tmp_path}/t.arrow") is ErrorCode.CORRUPT_MEDIA
+    assert pa.total_allocated_bytes() - before < 1 << 20
+
+
+@pytest.mark.parametrize("place", range(8, 400, 7))
+def test_damaged_headers_of_an_arrow_file_raise_arrows_error_and_nothing_else(tmp_path: Path, place: int) -> None:
+    content = bytearray(make_table(tmp_path / "t.arrow", CELLS).read_bytes())
+    for value in (0, 1, 127, 255):
+        content[place] = value
+        try:
+            rows_of_batches(io.BytesIO(content))
+        except pa.ArrowInvalid as error:
+            assert str(error)
 
 
 def test_a_cell_has_the_content_id_of_an_equal_file(tmp_path: Path) -> None:
