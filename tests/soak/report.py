@@ -67,8 +67,8 @@ def _head() -> list[str]:
     return [
         "# Soak: the faults of the contract at length",
         "",
-        "`make soak`, which is `python -m tests.soak.report --scale 0.8`; scale 1 is the contract's length, and "
-        "`--only NAME` does some of it. "
+        "`make soak`, which is `python -m tests.soak.report`; scale 1 is the contract's length, and `--only NAME` does "
+        "some of it. "
         f"{os.cpu_count()} cores, Python {platform.python_version()}, {versions}, model random:tiny on the CPU; "
         "times are UTC.",
         "",
