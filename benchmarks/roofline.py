@@ -32,7 +32,6 @@ from pipeline.encoder.attention import FrameRun
 from pipeline.encoder.counts import Grid
 from pipeline.encoder.encode import Encoder
 from pipeline.encoder.float8 import Float8Block
-from pipeline.encoder.kernels import FLOAT8
 from pipeline.encoder.pooling import frame_means
 from pipeline.encoder.tower import Block, Merger
 from pipeline.stages.encode import encode_device, encode_dtype
@@ -238,7 +237,7 @@ def bound(model: str, settings: Sequence[str], grid: Grid, turns: int, side: int
     return {
         "model": model,
         "grid": "x".join(map(str, grid)),
-        "arithmetic": "float8" if encoder._arithmetic == FLOAT8 else str(encoder._dtype).removeprefix("torch."),
+        "arithmetic": encoder._arithmetic,
         "roof_flops": roof,
         "copy_bytes_per_second": copy_rate,
         "flops": done,

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from enum import StrEnum
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -61,6 +62,21 @@ def main() -> None:
 def _fail(message: str, code: int) -> int:
     sys.stderr.write(f"patchwire: {message}\n")
     return code
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"patchwire {metadata.version('patchwire')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 def _config(config: str | None, settings: list[str] | None, model: str | None = None) -> Config:

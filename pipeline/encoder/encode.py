@@ -27,7 +27,7 @@ from pipeline.encoder.counts import Grid, num_patches, num_vectors, split_chunks
 from pipeline.encoder.float8 import to_float8
 from pipeline.encoder.graphs import FrameGraphs, FrameShape, bucket_of
 from pipeline.encoder.kernels import FLOAT8, Kernels, make_kernels
-from pipeline.encoder.memory import affordable_patches, peak_bytes
+from pipeline.encoder.memory import Arithmetic, affordable_patches, peak_bytes
 from pipeline.encoder.pixels import PixelNormalizer
 from pipeline.encoder.pooling import OUTPUT_DTYPES, clip_means, finish, frame_means
 from pipeline.encoder.tower import VisionTower
@@ -40,6 +40,11 @@ _Result = TypeVar("_Result")
 # a few frame sizes, and their shared memory is that of the largest.
 SMALL_PATCHES = 8192
 MAX_GRAPHS = 24
+ARITHMETIC: dict[torch.dtype, Arithmetic] = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    FLOAT8: "float8",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -97,14 +102,14 @@ class Encoder:
     ) -> None:
         self.spec = checkpoint.vision
         kernels = make_kernels(device)
-        self._arithmetic = dtype
+        self._arithmetic = ARITHMETIC[dtype]
         self._dtype = torch.bfloat16 if dtype == FLOAT8 else dtype
         self._pixels = PixelNormalizer(checkpoint.vision, checkpoint.preprocessing, kernels).to(device)
         _set_kernels(device, dtype)
         self._tower = load_tower(checkpoint, device=device, dtype=self._dtype)
         if dtype == FLOAT8:
             self._tower = self._checked_float8(kernels, float8_least_cosine)
-        self._max_patches = max_patches or affordable_patches(self.spec, dtype, device)
+        self._max_patches = max_patches or affordable_patches(self.spec, self._arithmetic, _free_bytes(device))
         self._graphs: FrameGraphs | None = None
         if device.type == "cuda":
             self._graphs = FrameGraphs(
@@ -270,6 +275,10 @@ class Encoder:
                 f"patch_rows: {patch_rows.shape[0]} rows for {len(grid_thw)} clips of {num_patches(grid_thw)} patches "
                 "together; a request has at least one clip and one row a patch"
             )
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 
 def _event_of(device: torch.device) -> torch.cuda.Event | None:

@@ -7,8 +7,6 @@ They are taken as the run was: with other processes on the machine, and with its
 import os
 from pathlib import Path
 
-import torch
-
 from pipeline.checkpoint import VisionSpec
 from pipeline.config import Config
 from pipeline.encoder.memory import request_bytes
@@ -22,7 +20,6 @@ from pipeline.plan.summary import PlanSummary
 from pipeline.plan.work import Work
 from pipeline.sink.output import OutputFolder
 from pipeline.sink.run_record import require_run_record
-from pipeline.stages.encode import encode_dtype
 
 
 def rates_for(vision: VisionSpec, measured_by: str | None = None) -> Rates:
@@ -53,13 +50,13 @@ def machine(config: Config, num_cores: int | None = None, num_gpus: int | None =
 
 def device_memory_bytes(found: PlanSummary, vision: VisionSpec, config: Config) -> int:
     """Device memory that the plan's hungriest request takes on CUDA beside the weights; 0 for an empty plan."""
-    dtype = encode_dtype(config, torch.device("cuda"))
+    arithmetic = "bfloat16" if config.encode.dtype == "auto" else config.encode.dtype
     return max(
         (
             request_bytes(
                 vision,
                 shape.most_patches,
-                dtype,
+                arithmetic,
                 config.output,
                 row_bytes=row_bytes(MediaType(shape.media_type)),
                 max_patches=config.encode.max_patches,

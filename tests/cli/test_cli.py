@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,17 @@ def test_embed_ends_with_counts_the_bottleneck_and_the_next_command(
     assert f"next:  patchwire errors {out}" in finished.stdout
     assert "random weights" in finished.stdout
     assert "clips 2/2" in finished.stderr
+
+
+def test_the_version_is_the_packages() -> None:
+    assert patchwire("--version").stdout.split() == ["patchwire", version("patchwire")]
+
+
+def test_a_plan_is_made_without_torch_and_ray(media: Path) -> None:
+    command = "import sys; from pipeline.cli.app import app; app(standalone_mode=False); print(*sys.modules)"
+    arguments = [sys.executable, "-c", command, "plan", str(media), "--model", "random:tiny"]
+    finished = subprocess.run(arguments, capture_output=True, text=True, timeout=170, check=True)
+    assert not {"torch", "ray", "decord"} & set(finished.stdout.splitlines()[-1].split())
 
 
 def test_verify_and_errors_read_the_output_back(done: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

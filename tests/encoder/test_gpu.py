@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 from pipeline.checkpoint import Preprocessing
 from pipeline.encoder.attention import attend, frame_runs, rotate
 from pipeline.encoder.counts import num_patches
-from pipeline.encoder.encode import Encoder
+from pipeline.encoder.encode import ARITHMETIC, Encoder
 from pipeline.encoder.kernels import FLOAT8, TorchKernels, make_kernels
 from pipeline.encoder.memory import peak_bytes, request_bytes
 from pipeline.encoder.pixels import PixelNormalizer
@@ -312,7 +312,7 @@ def test_the_predicted_peak_is_the_allocators(dtype, row_bytes, head_dim):
     before = torch.cuda.memory_allocated()
     encoder.encode(make_rows(grids, row_bytes).to(CUDA), grids, output)
     peak = torch.cuda.max_memory_allocated() - before
-    assert peak == pytest.approx(peak_bytes(spec, num_patches(grids), dtype, row_bytes=row_bytes), rel=0.2)
+    assert peak == pytest.approx(peak_bytes(spec, num_patches(grids), ARITHMETIC[dtype], row_bytes=row_bytes), rel=0.2)
 
 
 @pytest.mark.parametrize("with_deepstack", [False, True])
@@ -327,7 +327,7 @@ def test_the_predicted_peak_of_tokens_is_the_allocators(with_deepstack):
     before = torch.cuda.memory_allocated()
     encoder.encode(make_rows(grids).to(CUDA), grids, output)
     peak = torch.cuda.max_memory_allocated() - before
-    predicted = request_bytes(spec, num_patches(grids), torch.bfloat16, output, row_bytes=1536)
+    predicted = request_bytes(spec, num_patches(grids), "bfloat16", output, row_bytes=1536)
     assert peak == pytest.approx(predicted, rel=0.2)
 
 
@@ -342,7 +342,7 @@ def test_out_of_device_memory_halves_the_chunk_and_loses_nothing(level):
     gc.collect()  # earlier encoders too: their memory would serve this one beyond its limit
     torch.cuda.empty_cache()
     # From what is in use: reserved memory of earlier tests that is free within a kept segment serves the pass, too.
-    allowed = torch.cuda.memory_allocated() + int(0.6 * peak_bytes(spec, num_patches(grids), torch.bfloat16))
+    allowed = torch.cuda.memory_allocated() + int(0.6 * peak_bytes(spec, num_patches(grids), "bfloat16"))
     torch.cuda.set_per_process_memory_fraction(allowed / torch.cuda.mem_get_info()[1])
     try:
         halved = encoder.encode(rows, grids, output).vectors
