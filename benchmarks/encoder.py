@@ -20,10 +20,10 @@ import numpy as np
 import torch
 
 from benchmarks.measure import as_values, matmul_rate, measure, print_record, print_table
-from benchmarks.requests import StandInStore, make_store, parse_grid, random_request
+from benchmarks.requests import StandInStore, make_store, parse_grids, random_request
 from pipeline.checkpoint import VisionSpec, resolve_model
 from pipeline.config import Config, load_config
-from pipeline.encoder.counts import Grid
+from pipeline.encoder.counts import Grid, num_vectors
 from pipeline.encoder.weights import load_tower
 from pipeline.request.table import unwrap_request
 from pipeline.stages.encode import Encode, encode_device, encode_dtype
@@ -53,15 +53,17 @@ def peer_tower(spec: VisionSpec, weights: dict[str, torch.Tensor], device: torch
 
 
 @torch.inference_mode()
-def peer_vector(tower: Any, pixel_values: torch.Tensor, grid: tuple[int, int, int], device: torch.device) -> Any:
-    """One clip's normalised vector by transformers, from float32 patches on the host."""
+def peer_vectors(tower: Any, pixel_values: torch.Tensor, grids: Sequence[Grid], device: torch.device) -> np.ndarray:
+    """The clips' normalised vectors by transformers, from float32 patches on the host: float32 (clips, O)."""
     pixels = pixel_values.to(device=device, dtype=tower.dtype)
-    output = tower(pixels, grid_thw=torch.tensor([grid], device=device))
-    return torch.nn.functional.normalize(output.pooler_output.float().mean(0), dim=0).cpu().numpy()
+    tokens = tower(pixels, grid_thw=torch.tensor(grids, device=device)).pooler_output.float()
+    splits = tokens.split([num_vectors(grid, "token", merged_patches=tower.spatial_merge_unit) for grid in grids])
+    means = torch.stack([clip.mean(0) for clip in splits])
+    return np.asarray(torch.nn.functional.normalize(means, dim=1).cpu().numpy())
 
 
 def relative_error(found: np.ndarray, reference: np.ndarray) -> float:
-    """Distance of two vectors over the length of the second."""
+    """Distance of vectors over the length of the second, all clips together."""
     return float(np.linalg.norm(found.astype(np.float64) - reference) / np.linalg.norm(reference))
 
 
@@ -93,28 +95,31 @@ class Towers:
         )
 
 
-def run(towers: Towers, grid: Grid, repeats: int, roof: float, store: StandInStore | None) -> dict[str, Any]:
+def run(towers: Towers, grids: Sequence[Grid], repeats: int, roof: float, store: StandInStore | None) -> dict[str, Any]:
     """Time and compare one model on one request."""
     device = towers.device
-    table = random_request(grid) if store is None else store.request(grid)
+    table = random_request(*grids) if store is None else store.request(*grids)
     request = unwrap_request(table)
     layout, spec = request.meta.layout, resolve_model(towers.model).vision
     ours = measure(lambda: towers.stage(table), repeats=repeats, device=device.type)
     encoded = towers.stage(table)
-    vector = np.frombuffer(encoded["vectors"][0].as_py(), dtype=np.float32)
+    vectors = np.frombuffer(encoded["vectors"][0].as_py(), dtype=np.float32).reshape(len(grids), -1)
 
     rows = torch.from_numpy(request.buffer[layout.rows_start :].copy()).view(layout.num_patches, -1)
     pixel_values = (rows.float() - 127.5) / 127.5
-    theirs = measure(lambda: peer_vector(towers.peer, pixel_values, grid, device), repeats=repeats, device=device.type)
-    peer_result = peer_vector(towers.peer, pixel_values, grid, device)
-    reference = peer_vector(towers.exact_peer, pixel_values, grid, device)
+    theirs = measure(
+        lambda: peer_vectors(towers.peer, pixel_values, grids, device), repeats=repeats, device=device.type
+    )
+    peer_result = peer_vectors(towers.peer, pixel_values, grids, device)
+    reference = peer_vectors(towers.exact_peer, pixel_values, grids, device)
 
-    frame_patches = grid[1] * grid[2]
-    flops_done = replace(spec, deepstack_visual_indexes=()).flops(layout.num_patches, frame_patches)
-    flops_of_all = spec.flops(layout.num_patches, frame_patches)
+    flops_done, flops_of_all = (
+        sum(tower.flops(t * h * w, h * w) for t, h, w in grids)
+        for tower in (replace(spec, deepstack_visual_indexes=()), spec)
+    )
     return {
         "model": towers.model,
-        "grid": "x".join(map(str, grid)),
+        "grid": "+".join("x".join(map(str, grid)) for grid in grids),
         "patches": layout.num_patches,
         "ours": as_values(ours),
         "transformers": as_values(theirs),
@@ -123,24 +128,33 @@ def run(towers: Towers, grid: Grid, repeats: int, roof: float, store: StandInSto
         "flops_done": flops_done,
         "roof_share": flops_done / ours.median_seconds / roof,
         "roof_share_with_deepstack": flops_of_all / ours.median_seconds / roof,
-        "error": relative_error(vector, reference),
+        "error": relative_error(vectors, reference),
         "transformers_error": relative_error(peer_result, reference),
     }
 
 
 def run_model(
-    model: str, settings: Sequence[str], grids: Sequence[Grid], repeats: int, roof: float, store: StandInStore | None
+    model: str,
+    settings: Sequence[str],
+    requests: Sequence[Sequence[Grid]],
+    repeats: int,
+    roof: float,
+    store: StandInStore | None,
 ) -> list[dict[str, Any]]:
-    """Every grid on one model, whose towers are let go afterwards."""
+    """Every request on one model, whose towers are let go afterwards."""
     towers = Towers.of(model, settings)
-    return [run(towers, grid, repeats, roof, store) for grid in grids]
+    return [run(towers, grids, repeats, roof, store) for grids in requests]
 
 
 def main() -> None:
     """Measure every model on every grid."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append")
-    parser.add_argument("--grid", action="append", help="TxHxW in patches: temporal patches x rows x columns")
+    parser.add_argument(
+        "--grid",
+        action="append",
+        help="TxHxW in patches: temporal patches x rows x columns; TxHxW+TxHxW: clips of one request",
+    )
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--set", action="append", default=[], dest="settings", help="section.key=value of the config")
     parser.add_argument("--matmul", type=int, default=8192, help="side of the product that sets the roof")
@@ -148,12 +162,12 @@ def main() -> None:
 
     device = encode_device(Config())
     roof = matmul_rate(device.type, arguments.matmul)
-    grids = [parse_grid(grid) for grid in arguments.grid or _GRIDS]
-    store = make_store(grids, device)
+    requests = [parse_grids(grids) for grids in arguments.grid or _GRIDS]
+    store = make_store(requests, device)
     results = [
         result
         for model in arguments.model or _MODELS
-        for result in run_model(model, arguments.settings, grids, arguments.repeats, roof, store)
+        for result in run_model(model, arguments.settings, requests, arguments.repeats, roof, store)
     ]
     print_table(
         ["model", "request", "patches", "Patchwire", "transformers", "times", "share of roof", "error", "theirs"],

@@ -46,7 +46,7 @@ def record(model: str, settings: Sequence[str], grid: tuple[int, int, int], num_
     """What the device did for `num_requests` requests, after as many to warm up."""
     config = load_config(None, settings, model)
     device = encode_device(config)
-    store = make_store([grid], device)
+    store = make_store([[grid]], device)
     table = random_request(grid) if store is None else store.request(grid)
     stage = Encode(config, model)
     with ThreadPoolExecutor(_THREADS) as threads:

@@ -7,12 +7,15 @@ placement of a run. Beside it the same stage called in this process, without Ray
 Seconds a request are taken between results, the first `--warmup` left out. `in calls` is the time in encode calls over
 the time between results, and two calls overlap on a GPU; `idle` is the share of the time with no kernel running, by
 the driver's count, until all but the last ten are back: the device has nothing more to do while the very last are on
-their way. On a machine of several GPUs each has an encode actor, and `of the stage alone` is out of their number.
+their way. `same vectors` counts the requests with the vectors that the stage alone gave, to the bit; how exact those
+are, `benchmarks.encoder` measures. On a machine of several GPUs each has an encode actor, and `of the stage alone` is
+out of their number.
 """
 
 import argparse
 import statistics
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -42,10 +45,10 @@ class Producer:
         return self._request
 
 
-def alone(config: Config, model: str, grid: Grid, repeats: int) -> list[dict[str, Any]]:
-    """Seconds a request of the stage without Ray, from memory like the store's: in a loop, and from two threads."""
+def alone(config: Config, model: str, grid: Grid, repeats: int) -> tuple[bytes, list[dict[str, Any]]]:
+    """The vectors, and seconds a request, of the stage without Ray: in a loop, and from two threads."""
     device = encode_device(config)
-    store = make_store([grid], device)
+    store = make_store([[grid]], device)
     table = random_request(grid) if store is None else store.request(grid)
     stage = Encode(config, model)
     timing = measure(lambda: stage(table), repeats=repeats, device=device.type)
@@ -53,15 +56,18 @@ def alone(config: Config, model: str, grid: Grid, repeats: int) -> list[dict[str
     with ThreadPoolExecutor(2) as threads:
         list(threads.map(stage, [table] * repeats))
     both = (time.perf_counter() - started) / repeats
-    ways = [stage(table)["transfer"][0].as_py()]
-    return [
+    encoded = stage(table)
+    ways = encoded["transfer"].to_pylist()
+    return encoded["vectors"][0].as_py(), [
         {"way": "stage alone", "transfer": ways, "seconds": timing.median_seconds},
         {"way": "two threads of it", "transfer": ways, "seconds": both},
     ]
 
 
-def through_ray(config: Config, model: str, grid: Grid, num_requests: int, warmup: int) -> dict[str, Any]:
-    """Seconds a request between results of the encode actor, from a stream of ready requests."""
+def through_ray(
+    config: Config, model: str, grid: Grid, num_requests: int, warmup: int
+) -> tuple[Counter[bytes], dict[str, Any]]:
+    """All requests' vectors, and seconds a request between results of the encode actor, from a stream of ready ones."""
     with RayRunner(config) as runner:
         blocks = [pa.table({"number": [number]}) for number in range(num_requests)]
         dataset = (
@@ -83,18 +89,20 @@ def through_ray(config: Config, model: str, grid: Grid, num_requests: int, warmu
             )
         )
         arrivals, encodes, ways = [], [], set()
+        vectors: Counter[bytes] = Counter()
         with GpuLoad(num_gpus=runner.capacity.encode) as load:
             for table in dataset.iter_batches(batch_format="pyarrow", batch_size=None):
                 arrivals += [time.perf_counter()] * table.num_rows
                 encodes += table["encode_seconds"].to_pylist()
                 ways |= set(table["transfer"].to_pylist())
+                vectors.update(table["vectors"].to_pylist())
                 if len(arrivals) <= warmup:
                     load.forget()
                 elif len(arrivals) >= num_requests - _LAST:
                     load.stop()
     assert len(arrivals) == num_requests, "requests were lost or came twice"
     elapsed = arrivals[-1] - arrivals[warmup - 1]
-    return {
+    return vectors, {
         "way": "through Ray",
         "transfer": sorted(ways),
         "seconds": elapsed / (num_requests - warmup),
@@ -115,11 +123,12 @@ def main() -> None:
     arguments = parser.parse_args()
     config = load_config(None, arguments.settings, arguments.model)
     grid = parse_grid(arguments.grid)
-    streamed = through_ray(config, arguments.model, grid, arguments.requests, arguments.warmup)
-    single, both = alone(config, arguments.model, grid, repeats=max(2, arguments.requests // 5))
+    vectors, streamed = through_ray(config, arguments.model, grid, arguments.requests, arguments.warmup)
+    expected, (single, both) = alone(config, arguments.model, grid, repeats=max(2, arguments.requests // 5))
+    streamed["same_vectors"] = vectors[expected]
     results = [{**result, "of_alone": single["seconds"] / result["seconds"]} for result in (single, both, streamed)]
     print_table(
-        ["way", "transfer", "ms a request", "of the stage alone", "in calls", "idle"],
+        ["way", "transfer", "ms a request", "of the stage alone", "in calls", "idle", "same vectors"],
         [
             [
                 result["way"],
@@ -128,6 +137,7 @@ def main() -> None:
                 f"{result['of_alone']:.2f}",
                 f"{result['in_calls']:.0%}" if "in_calls" in result else "",
                 f"{result['idle']:.1%}" if result.get("idle") is not None else "",
+                f"{result['same_vectors']} of {arguments.requests}" if "same_vectors" in result else "",
             ]
             for result in results
         ],

@@ -26,9 +26,9 @@ class StandInStore:
             self.memory = np.frombuffer(mmap.mmap(file.fileno(), num_bytes), dtype=np.uint8)
         path.unlink()
 
-    def request(self, grid_thw: Grid, media_type: MediaType = MediaType.VIDEO, seed: int = 0) -> pa.Table:
+    def request(self, *grids: Grid, media_type: MediaType = MediaType.VIDEO, seed: int = 0) -> pa.Table:
         """Overwrite what lies here with a new request."""
-        return random_request(grid_thw, media_type, seed, memory=self.memory)
+        return random_request(*grids, media_type=media_type, seed=seed, memory=self.memory)
 
 
 def parse_grid(text: str) -> Grid:
@@ -37,21 +37,26 @@ def parse_grid(text: str) -> Grid:
     return t, h, w
 
 
-def make_store(grids: Sequence[Grid], device: torch.device) -> StandInStore | None:
+def parse_grids(text: str) -> list[Grid]:
+    """The clips of one request, from TxHxW+TxHxW..."""
+    return [parse_grid(grid) for grid in text.split("+")]
+
+
+def make_store(requests: Sequence[Sequence[Grid]], device: torch.device) -> StandInStore | None:
     """Memory for the largest request; one for all, because a registered mapping must outlive its registration."""
     if device.type == "cpu":
         return None
-    return StandInStore(max(RequestLayout.of(MediaType.VIDEO, [grid]).num_bytes for grid in grids))
+    return StandInStore(max(RequestLayout.of(MediaType.VIDEO, grids).num_bytes for grids in requests))
 
 
 def random_request(
-    grid_thw: Grid,
+    *grids: Grid,
     media_type: MediaType = MediaType.VIDEO,
     seed: int = 0,
     memory: np.ndarray | None = None,
 ) -> pa.Table:
-    """One clip of random pixels as a one-row request table, in memory of its own or at the start of `memory`."""
-    layout = RequestLayout.of(media_type, [grid_thw])
+    """Clips of random pixels as a one-row request table, in memory of its own or at the start of `memory`."""
+    layout = RequestLayout.of(media_type, grids)
     buffer = np.random.default_rng(seed).integers(0, 256, layout.num_bytes, dtype=np.uint8)
     buffer[: layout.rows_start] = layout.header().view(np.uint8)
     if memory is not None:
@@ -60,8 +65,8 @@ def random_request(
     meta = RequestMeta(
         request_id=f"random-{seed}",
         media_type=media_type,
-        clips=(_clip(grid_thw, media_type),),
-        decoders=("random",),
+        clips=tuple(_clip(grid, media_type) for grid in grids),
+        decoders=("random",) * len(grids),
         failures=(),
         decode_seconds=0.0,
     )

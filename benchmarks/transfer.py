@@ -61,7 +61,7 @@ def ways(
 
 def in_stand_in(grids: Sequence[Grid], device: torch.device) -> Callable[[Grid], pa.Table] | None:
     """Requests in a mapping that looks like Ray's store; None on a CPU."""
-    store = make_store(grids, device)
+    store = make_store([[grid] for grid in grids], device)
     return None if store is None else store.request
 
 

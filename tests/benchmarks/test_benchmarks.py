@@ -24,6 +24,8 @@ from benchmarks import (
     reading,
     recipe,
     roofline,
+    small,
+    startup,
     transfer,
 )
 from tests.media_factory import make_image, make_video
@@ -44,11 +46,31 @@ def run(
 def test_the_encoder_is_as_exact_as_transformers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--model", "random:tiny", "--grid", "2x4x4", "--grid", "1x4x6", "--repeats", "1", "--matmul", "64"]
+    requests = ["2x4x4", "1x4x6+2x4x6"]
+    arguments = ["--model", "random:tiny", "--repeats", "1", "--matmul", "64"]
+    arguments += [text for request in requests for text in ("--grid", request)]
     results = run(encoder.main, arguments, monkeypatch, capsys)["results"]
-    assert [result["grid"] for result in results] == ["2x4x4", "1x4x6"]
+    assert [result["grid"] for result in results] == requests
     assert all(result["error"] < 1e-5 for result in results)
     assert all(result["transfer"] == "view" for result in results)
+
+
+def test_small_requests_have_the_same_vectors_with_graphs_and_without(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model", "random:tiny", "--grid", "1x4x4", "--grid", "2x4x6", "--repeats", "1"]
+    results = run(small.main, arguments, monkeypatch, capsys)["results"]
+    assert [result["grid"] for result in results] == ["1x4x4", "2x4x6"]
+    assert all(result["same_vectors"] for result in results)
+
+
+def test_a_start_is_measured_with_an_empty_and_a_filled_cache(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = run(startup.main, ["--model", "random:tiny", "--grid", "2x4x4"], monkeypatch, capsys)["results"]
+    assert [result["cache"] for result in results] == ["empty", "filled"]
+    assert all(result[phase] > 0 for result in results for phase in ("imports", "weights", "first", "second"))
+    assert results[1]["kernels"] == 0
 
 
 def test_attention_is_timed_for_each_size(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,6 +146,7 @@ def test_the_recipe_and_patchwire_embed_the_same_videos(
     arguments = [str(video), "--copies", "2", "--model", "random:tiny", "--set", "ray.num_cpus=2"]
     results = run(recipe.main, arguments, monkeypatch, capsys)["results"]
     assert [result["videos"] for result in results] == [2, 2]
+    assert all(0.99 < result["least_cosine"] <= 1.0001 for result in results)
 
 
 def test_without_a_gpu_its_decoders_take_no_share_and_change_nothing(
@@ -158,6 +181,7 @@ def test_every_request_comes_through_ray_once(
     results = run(pipeline.main, [*sizes, *settings], monkeypatch, capsys)["results"]
     assert [result["way"] for result in results] == ["stage alone", "two threads of it", "through Ray"]
     assert results[2]["seconds"] > 0
+    assert results[2]["same_vectors"] == 5
 
 
 @pytest.mark.parametrize("kind", ["images", "videos"])

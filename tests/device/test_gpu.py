@@ -42,7 +42,7 @@ def vectors_of(encoded: pa.Table) -> np.ndarray:
 
 def test_the_encode_stage_runs_with_device_syncs_forbidden() -> None:
     encode = stage()
-    requests = [random_request((6, 8, 12), seed=1), random_request((5, 4, 4), MediaType.IMAGE, seed=2)]
+    requests = [random_request((6, 8, 12), seed=1), random_request((5, 4, 4), media_type=MediaType.IMAGE, seed=2)]
     for request in requests:
         encode(request)
     with syncs_forbidden():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.startup import start_once
 from pipeline.checkpoint import Preprocessing
 from pipeline.encoder.attention import attend, frame_runs, rotate
 from pipeline.encoder.counts import num_patches
@@ -366,3 +367,9 @@ def test_bfloat16_is_no_further_from_float32_than_transformers(head_dim):
     ours = tower(pixels.to(CUDA, torch.bfloat16), grid).tokens
     errors = [float((tokens.cpu().double() - exact).norm() / exact.norm()) for tokens in (ours, theirs.pooler_output)]
     assert errors[0] <= errors[1]
+
+
+def test_the_next_process_finds_its_kernels_in_the_cache(tmp_path):
+    first, second = (start_once("random:tiny", [], "2x8x8", tmp_path) for _ in range(2))
+    assert first["kernels"] > 0
+    assert second["kernels"] == 0
