@@ -46,9 +46,9 @@ def _open(file: BinaryIO, uri: str, file_format: FileFormat, limits: LimitsConfi
             raise MediaError(
                 ErrorCode.CORRUPT_MEDIA, f"{uri}: expected a {file_format.name} header, found a broken one"
             ) from error
-        except (MediaError, MemoryError, AssertionError):
+        except (MediaError, MemoryError):
             raise
-        except Exception as error:  # Pillow's plugins raise whatever their parsing runs into
+        except Exception as error:  # Pillow's plugins raise whatever their parsing runs into, asserts too
             is_cut = "truncated" in str(error).lower()
             code = ErrorCode.TRUNCATED_MEDIA if is_cut else ErrorCode.CORRUPT_MEDIA
             raise MediaError(

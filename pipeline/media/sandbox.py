@@ -13,24 +13,29 @@ once more at once, because it may be innocent; one that ended its decoder twice 
 """
 
 import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+from pydantic import TypeAdapter
 
 from pipeline.config import DecodeConfig, ImagesConfig, LimitsConfig
 from pipeline.errors import ErrorCode, MediaError, RequestError, Stage
 from pipeline.media.attempts import MAX_DEATHS, Attempts, Death
 from pipeline.media.byte_range import ByteRange
-from pipeline.media.container import ClipJob, ClipReport, MediaInfo, MediaType
+from pipeline.media.container import ClipJob, ClipReport, MediaInfo
 from pipeline.media.decoder_process import DecoderProcess
 from pipeline.media.grid import grid_of, row_bytes
-from pipeline.media.protocol import receive_message, send_message
-from pipeline.media.safe_start import SafeStart
+from pipeline.media.protocol import ProtocolError, receive_message, send_message
 from pipeline.media.shared_buffer import BufferPool, SharedBuffer
 from pipeline.media.shared_template import SharedTemplate
 
 __all__ = ["Sandbox", "SharedBuffer"]
 
 _FRAMES_PER_SECOND = 24.0
+_BYTES_PER_VIDEO_SECOND = 1_000_000  # 8 Mbit/s is a usual rate
+_INFO, _REPORT = TypeAdapter(MediaInfo), TypeAdapter(ClipReport)
+_Answer = TypeVar("_Answer")
 
 
 class Sandbox:
@@ -91,12 +96,7 @@ class Sandbox:
         place = None if byte_range is None else byte_range.to_values()
         message = {"do": "probe", "uri": uri, "byte_range": place, "with_times": with_times}
         message["with_keyframes"] = with_keyframes
-        reply = self._ask(message, None, 0.0, uri, Stage.PROBE)["info"]
-        for name in ("frame_times_seconds", "keyframes"):
-            reply[name] = None if reply[name] is None else tuple(reply[name])
-        reply["safe_starts"] = tuple(SafeStart(**start) for start in reply["safe_starts"])
-        reply["media_type"] = MediaType(reply["media_type"])
-        return MediaInfo(**reply)
+        return self._ask(message, None, 0.0, uri, Stage.PROBE, self._info_of)
 
     def new_buffer(self, num_bytes: int) -> SharedBuffer:
         """A buffer for `decode`, in pages that an earlier one no longer needs: what is in them is anything."""
@@ -115,23 +115,36 @@ class Sandbox:
                 f"{job.uri}: {num_bytes} bytes of patch rows at offset {offset} do not fit {buffer.num_bytes} bytes"
             )
         message = {"do": "decode", "offset": offset, **job.to_values()}
-        video_seconds = job_seconds(job)
-        return ClipReport(**self._ask(message, buffer.handle, video_seconds, job.uri, Stage.DECODE)["report"])
+        return self._ask(message, buffer.handle, job_seconds(job), job.uri, Stage.DECODE, _report_of)
 
     def close(self) -> None:
         """Kill the child, if there is one. A later job starts another."""
         self._process.close()
 
+    def _info_of(self, reply: dict[str, Any]) -> MediaInfo:
+        info = _INFO.validate_python(reply["info"])
+        most_pixels = max(self._limits.max_image_pixels, self._limits.max_video_pixels)
+        if not (0 < info.num_frames <= self._limits.max_video_frames and 0 < info.width * info.height <= most_pixels):
+            found = f"{info.num_frames} frames of {info.width}x{info.height}"
+            raise ProtocolError(f"expected a medium within the limits, found {found}")
+        return info
+
     def _ask(
-        self, message: dict[str, Any], handle: int | None, video_seconds: float, uri: str, stage: Stage
-    ) -> dict[str, Any]:
+        self,
+        message: dict[str, Any],
+        handle: int | None,
+        video_seconds: float,
+        uri: str,
+        stage: Stage,
+        parse: Callable[[dict[str, Any]], _Answer],
+    ) -> _Answer:
         """Try a job, and once more where the decoder crashed; refuse a medium that has ended two decoders."""
         if self._attempts is None:
-            return self._try(message, handle, video_seconds, uri, stage)
+            return self._try(message, handle, video_seconds, uri, stage, parse)
         while True:
             with self._attempts.turn(uri, stage):
                 try:
-                    return self._try(message, handle, video_seconds, uri, stage)
+                    return self._try(message, handle, video_seconds, uri, stage, parse)
                 except MediaError as error:
                     if self._process.pid is not None:  # it lives: an error of the medium
                         raise
@@ -140,8 +153,14 @@ class Sandbox:
                         raise
 
     def _try(
-        self, message: dict[str, Any], handle: int | None, video_seconds: float, uri: str, stage: Stage
-    ) -> dict[str, Any]:
+        self,
+        message: dict[str, Any],
+        handle: int | None,
+        video_seconds: float,
+        uri: str,
+        stage: Stage,
+        parse: Callable[[dict[str, Any]], _Answer],
+    ) -> _Answer:
         """Send a job and wait for its answer until its deadline."""
         channel = self._process.living_channel()
         allowed_seconds = self._decode.timeout_seconds + self._decode.timeout_per_video_second * video_seconds
@@ -149,13 +168,12 @@ class Sandbox:
         try:
             channel.settimeout(allowed_seconds)
             send_message(channel, message, handle)
-            while True:
-                left_seconds = start_seconds + allowed_seconds - time.monotonic()
-                channel.settimeout(max(left_seconds, 0.001))
+            reply, _ = receive_message(channel)
+            if stage is Stage.PROBE and "file_bytes" in reply:
+                allowed_seconds += self._probe_seconds(int(reply["file_bytes"]))
+                channel.settimeout(max(start_seconds + allowed_seconds - time.monotonic(), 0.001))
                 reply, _ = receive_message(channel)
-                if "extend_seconds" not in reply:
-                    break
-                allowed_seconds += float(reply["extend_seconds"])
+            answer = _error_of(reply, stage) or parse(reply)
         except TimeoutError:
             self._process.end(at_once=True)
             raise MediaError(
@@ -169,12 +187,31 @@ class Sandbox:
                 f"{uri}: the decoder process died ({self._process.end(at_once=False)})",
                 stage,
             ) from error
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            self._process.end(at_once=True)
+            raise MediaError(
+                ErrorCode.DECODER_CRASHED,
+                f"{uri}: the decoder process gave no answer of the protocol and was killed: {error}",
+                stage,
+            ) from error
         except BaseException:
             self.close()  # an interrupt must not leave an answer behind for the next job
             raise
-        if "code" in reply:
-            raise MediaError(ErrorCode(reply["code"]), reply["message"], stage)
-        return reply
+        if isinstance(answer, MediaError):
+            raise answer
+        return answer
+
+    def _probe_seconds(self, file_bytes: int) -> float:
+        num_bytes = min(max(file_bytes, 0), self._limits.max_file_bytes)
+        return num_bytes / _BYTES_PER_VIDEO_SECOND * self._decode.timeout_per_video_second
+
+
+def _report_of(reply: dict[str, Any]) -> ClipReport:
+    return _REPORT.validate_python(reply["report"])
+
+
+def _error_of(reply: dict[str, Any], stage: Stage) -> MediaError | None:
+    return MediaError(ErrorCode(reply["code"]), str(reply["message"]), stage) if "code" in reply else None
 
 
 def job_seconds(job: ClipJob) -> float:

@@ -24,8 +24,6 @@ from pipeline.media.protocol import receive_message, send_message
 from pipeline.media.shared_buffer import file_patches
 from pipeline.media.video_pyav import IndexCache
 
-# What a probe may read in the time that a second of video is given: 8 Mbit/s is a usual rate.
-_BYTES_PER_VIDEO_SECOND = 1_000_000
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "cannot allocate memory")
 
 
@@ -73,7 +71,7 @@ class Worker:
         self, channel: socket.socket, uri: str, byte_range: ByteRange | None, wishes: dict[str, bool]
     ) -> MediaInfo:
         with open_binary(uri, byte_range=byte_range, max_bytes=self._limits.max_file_bytes) as file:
-            self._extend_deadline(channel, file.seek(0, os.SEEK_END) / _BYTES_PER_VIDEO_SECOND)
+            send_message(channel, {"file_bytes": file.seek(0, os.SEEK_END)})  # which puts off the deadline
             file.seek(0)
             return probe_media(file, uri, self._images, self._limits, **wishes)
 
@@ -91,10 +89,6 @@ class Worker:
                 stack.pop_all()
         num_bytes = t * shape[0] * shape[1]
         return ClipReport(backend=clip.backend, num_bytes=num_bytes, decode_seconds=time.process_time() - start)
-
-    def _extend_deadline(self, channel: socket.socket, video_seconds: float) -> None:
-        seconds = video_seconds * self._decode_config.timeout_per_video_second
-        send_message(channel, {"extend_seconds": seconds})
 
 
 def _byte_range(message: dict[str, Any]) -> ByteRange | None:

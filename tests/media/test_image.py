@@ -164,6 +164,17 @@ def test_image_that_breaks_off_is_an_error(tmp_path, name):
     assert caught.value.code in (ErrorCode.TRUNCATED_MEDIA, ErrorCode.CORRUPT_MEDIA)
 
 
+def test_an_assertion_of_the_library_is_the_files_fault(tmp_path, monkeypatch):
+    def refuse(self):
+        raise AssertionError
+
+    path = make_image(tmp_path / "a.png")
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load_prepare", refuse)
+    with pytest.raises(MediaError) as caught:
+        image_of(path)
+    assert caught.value.code is ErrorCode.CORRUPT_MEDIA
+
+
 def test_image_over_the_pixel_limit_is_refused_from_its_header(tmp_path):
     path = make_image(tmp_path / "a.png", width=100, height=50)
     with pytest.raises(MediaError, match=r"100x50 = 5000 pixels; limits\.max_image_pixels is 4999") as caught:

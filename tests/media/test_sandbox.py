@@ -3,6 +3,8 @@
 import gc
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -261,6 +263,49 @@ def test_decoder_that_cannot_start_stops_the_run_and_says_why(monkeypatch, made)
         monkeypatch.setattr(sys, "executable", "/bin/false")
         with pytest.raises(RunError, match="did not start"):
             box.probe(str(made("h264.mp4")))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"\xff\xfe{",
+        b"7",
+        b"[" * 100_000,
+        b"{}",
+        b'{"code": "no code", "message": ""}',
+        b'{"info": {"width": 32}}',
+        b'{"info": {"media_type": "video", "width": 32, "height": 32, "num_frames": 10000000000, "fps": 1.0,'
+        b' "frame_times_seconds": null, "codec": "h264"}}',
+        b'{"file_bytes": Infinity}',
+    ],
+)
+def test_an_answer_that_is_none_ends_the_decoder_and_costs_its_medium_only(monkeypatch, made, answer):
+    with make_sandbox() as box:
+        box.probe(str(made("h264.mp4")))
+        first, (here, there) = box.pid, socket.socketpair()
+        with here, there, monkeypatch.context() as patched:
+            there.sendall(struct.pack("<I", len(answer)) + answer)
+            patched.setattr(box._process, "living_channel", lambda: here)
+            with pytest.raises(MediaError) as caught:
+                box.probe("/x.mp4")
+        assert caught.value.code is ErrorCode.DECODER_CRASHED
+        assert has_ended(first)
+        assert box.probe(str(made("h264.mp4"))).codec == "h264"
+
+
+def test_a_probe_may_put_its_deadline_off_once_and_no_further_than_the_largest_file_needs(monkeypatch):
+    decode = DecodeConfig(timeout_seconds=0.2, timeout_per_video_second=0.1)
+    with Sandbox(decode, ImagesConfig(), LimitsConfig(max_file_bytes=1_000_000)) as box:
+        here, there = socket.socketpair()
+        with here, there:
+            for _ in range(2):
+                body = b'{"file_bytes": 1000000000000}'
+                there.sendall(struct.pack("<I", len(body)) + body)
+            monkeypatch.setattr(box._process, "living_channel", lambda: here)
+            with pytest.raises(MediaError, match="no answer of the protocol"):
+                box.probe("/x.mp4")
+            with pytest.raises(MediaError, match=r"within 0\.2 s"):
+                box.probe("/x.mp4")
 
 
 def test_closed_sandbox_has_no_process_and_starts_again_when_asked(made):
