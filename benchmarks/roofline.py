@@ -180,8 +180,8 @@ def _float8_parts(block: Float8Block, stream: Tensor, depth: int) -> Iterator[Pa
     )
     yield Part(name="qkv", calls=depth, call=lambda: block.qkv(normed, with_bias=True), flops=product * 3 * hidden)
     yield Part(name="attention's output", calls=depth, call=lambda: block.proj(normed), flops=product * hidden)
-    yield Part(name="fc1", calls=depth, call=lambda: block.linear_fc1(normed), flops=product * widened.shape[1])
-    yield Part(name="fc2", calls=depth, call=lambda: block.linear_fc2(wide), flops=product * widened.shape[1])
+    yield Part(name="fc1", calls=depth, call=lambda: block.linear_fc1(normed), flops=product * block.intermediate_size)
+    yield Part(name="fc2", calls=depth, call=lambda: block.linear_fc2(wide), flops=product * block.intermediate_size)
 
 
 def _merger_parts(merger: Merger, stream: Tensor) -> Iterator[Part]:

@@ -6,28 +6,43 @@ neighbours. LayerNorm and GELU write 8 bits and scales themselves, which costs n
 Attention, the patch embedding, mergers and norms stay in bfloat16; so does the residual stream, and because such a
 product cannot add to it, the next LayerNorm does. `calibration` refuses a tower that this changes too much.
 
+The MLP is widened by channels of zeros to what the tensor cores' tiles want: the 8B tower's 4304 to 4352, whose second
+product takes two thirds of the time. A channel of zeros stays one through GELU and adds nothing.
+
 Shapes: P = patches, D = hidden, A = heads, E = head_dim.
 """
 
 import copy
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pipeline.encoder.kernels import Float8Rows, Kernels
 from pipeline.encoder.tower import Block, Place, Stream, VisionTower
 
+_TILE = 128  # channels
+
 
 class Float8Linear(nn.Module):
-    """A linear layer with its weight in 8 bits, and its bias as it was."""
+    """A linear layer with its weight in 8 bits, and its bias as it was.
+
+    Args:
+        linear: (m, n), in bfloat16.
+        kernels: of its device.
+        more_inputs: channels of zeros behind its n.
+        more_outputs: channels of zeros behind its m.
+    """
 
     values: Tensor
     scales: Tensor
 
-    def __init__(self, linear: nn.Linear, kernels: Kernels) -> None:
+    bias: Tensor
+
+    def __init__(self, linear: nn.Linear, kernels: Kernels, *, more_inputs: int = 0, more_outputs: int = 0) -> None:
         super().__init__()
         self._kernels = kernels
-        self.bias = linear.bias
-        weight = kernels.to_float8(linear.weight)
+        weight = kernels.to_float8(functional.pad(linear.weight, (0, more_inputs, 0, more_outputs)))
+        self.register_buffer("bias", functional.pad(linear.bias, (0, more_outputs)))
         self.register_buffer("values", weight.values)
         self.register_buffer("scales", weight.scales)
 
@@ -48,8 +63,10 @@ class Float8Block(nn.Module):
         self.norm2 = block.norm2
         self.qkv = Float8Linear(block.attn.qkv, kernels)
         self.proj = Float8Linear(block.attn.proj, kernels)
-        self.linear_fc1 = Float8Linear(block.mlp.linear_fc1, kernels)
-        self.linear_fc2 = Float8Linear(block.mlp.linear_fc2, kernels)
+        self.intermediate_size = block.mlp.linear_fc1.out_features
+        more = -self.intermediate_size % _TILE
+        self.linear_fc1 = Float8Linear(block.mlp.linear_fc1, kernels, more_outputs=more)
+        self.linear_fc2 = Float8Linear(block.mlp.linear_fc2, kernels, more_inputs=more)
 
     @property
     def stream_biases(self) -> tuple[Tensor, Tensor]:

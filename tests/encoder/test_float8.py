@@ -4,7 +4,7 @@ from torch.nn import functional
 
 from pipeline.config import Config
 from pipeline.encoder.encode import Encoder
-from pipeline.encoder.float8 import to_float8
+from pipeline.encoder.float8 import Float8Block, to_float8
 from pipeline.encoder.kernels import FLOAT8, TorchKernels
 from pipeline.errors import ModelError
 from pipeline.stages.encode import encode_dtype
@@ -74,6 +74,19 @@ def test_a_clip_in_eight_bits_does_not_depend_on_its_neighbours():
     t, h, w = MIXED_GRIDS[0]
     alone = encoder.encode(rows[: t * h * w], MIXED_GRIDS[:1], output).vectors
     assert relative_error(alone, together[:1]) < 1e-2
+
+
+def test_the_widened_mlp_computes_what_the_narrow_one_did():
+    (block, *_) = make_encoder(torch.bfloat16, head_dim=72)._tower.typed_blocks
+    quick = Float8Block(block, KERNELS)
+    width, rows = block.mlp.linear_fc1.out_features, KERNELS.to_float8(noise(9, block.mlp.linear_fc1.in_features))
+    assert quick.linear_fc1.values.shape[0] % 128 == 0 != width % 128
+    widened = KERNELS.gelu_to_float8(quick.linear_fc1(rows), quick.linear_fc1.bias)
+    assert not widened.values[:, width:].any()
+    narrow = KERNELS.float8_product(rows, KERNELS.to_float8(block.mlp.linear_fc1.weight), None)
+    narrow = KERNELS.gelu_to_float8(narrow, block.mlp.linear_fc1.bias)
+    expected = KERNELS.float8_product(narrow, KERNELS.to_float8(block.mlp.linear_fc2.weight), None)
+    assert relative_error(quick.linear_fc2(widened), expected) < 1e-6
 
 
 def test_the_tower_in_sixteen_bits_is_not_touched():
