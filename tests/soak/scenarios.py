@@ -95,6 +95,7 @@ def workers_killed(folder: Path, scale: float) -> Outcome:
     seconds = time.monotonic() - started
     same = fragment_bytes(out) == fragment_bytes(folder / "WHOLE")
     report = verify_output(OutputFolder(str(out)))
+    slower = seconds / undisturbed_seconds - 1
     facts = {
         "decode_kills": f"{kills['(DecodeActor)']} of {num_kills}",
         "encode_kills": f"{kills['(EncodeActor)']} of {num_kills // 4}",
@@ -104,7 +105,7 @@ def workers_killed(folder: Path, scale: float) -> Outcome:
         "same_bytes": same,
         "undisturbed_seconds": round(undisturbed_seconds, 1),
         "seconds": round(seconds, 1),
-        "slower": f"{seconds / undisturbed_seconds - 1:.0%}",
+        "slower": f"{slower:.0%} ({'within' if slower <= 0.15 else 'beyond'} the 15% aimed at, not part of `holds`)",
     }
     all_happened = kills == {"(DecodeActor)": num_kills, "(EncodeActor)": num_kills // 4}
     return Outcome(holds=all_happened and same and report.ok and ended.returncode == 0, facts=facts)
@@ -185,7 +186,7 @@ def decoders_hang(folder: Path, scale: float) -> Outcome:
 
 
 def many_images(folder: Path, scale: float) -> Outcome:
-    """Many small images (100,000 at full length): the driver's memory and the number of output files."""
+    """Many images (100,000 of 32x32 at one token, 256 a request): the driver's memory and the output's files."""
     count = max(2000, int(100_000 * scale))
     images = folder / "images"
     images.mkdir()
@@ -212,7 +213,7 @@ def many_images(folder: Path, scale: float) -> Outcome:
 
 
 def long_video(folder: Path, scale: float) -> Outcome:
-    """A long video at one frame a second (ten hours at full length), its driver killed in the middle."""
+    """A long video (ten hours of 96x64 at one frame a second) by the serial runner, killed in the middle."""
     num_frames = int(36_000 * max(scale, 0.1))
     video = folder / "long.mp4"
     with av.open(str(video), "w") as output:
@@ -224,11 +225,12 @@ def long_video(folder: Path, scale: float) -> Outcome:
         output.mux(stream.encode(None))
     out = folder / "OUT"
     settings = ("--set", "clips.mode=stride", "--set", "clips.seconds=60", *SETTINGS, "--runner", "local")
-    peak_kib = 0
+    peaks_kib: dict[str, int] = {}
     with Command("embed", video, "--out", out, *settings) as command:
         wait_until(lambda: num_fragments(out) >= num_frames // 120, 600)
-        for pid in command.processes(DECODER_NAME):
-            peak_kib = int(Path(f"/proc/{pid}/status").read_text().split("VmHWM:")[1].split()[0])
+        for name, pids in {"decoder": command.processes(DECODER_NAME), "runner": [command.pid]}.items():
+            statuses = [Path(f"/proc/{pid}/status").read_text() for pid in pids]
+            peaks_kib[name] = max(int(status.split("VmHWM:")[1].split()[0]) for status in statuses)
         os.kill(command.pid, signal.SIGKILL)
     before = {
         path.name: path.stat().st_mtime_ns for path in (out / "embeddings").iterdir() if path.suffix == ".parquet"
@@ -242,9 +244,11 @@ def long_video(folder: Path, scale: float) -> Outcome:
         "clips": report.num_clips,
         "done_before_the_kill": len(before),
         "done_after": summary.num_requests,
-        "decoder_peak_mib": peak_kib >> 10,
+        **{f"{name}_peak_mib": peak >> 10 for name, peak in peaks_kib.items()},
     }
-    return Outcome(holds=report.ok and kept and peak_kib < 2 << 20 and summary.num_errors == 0, facts=facts)
+    return Outcome(
+        holds=report.ok and kept and sum(peaks_kib.values()) < 2 << 20 and summary.num_errors == 0, facts=facts
+    )
 
 
 def fuzz(folder: Path, scale: float) -> Outcome:
