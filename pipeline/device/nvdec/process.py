@@ -17,6 +17,7 @@ from pipeline.config import DecodeConfig, LimitsConfig
 from pipeline.device.nvdec.clip import distinct_frames, nv12_bytes
 from pipeline.device.nvdec.driver import Driver, DriverError
 from pipeline.device.nvdec.eligible import MOST_BYTES
+from pipeline.device.nvdec.reply import colours_or_refusal
 from pipeline.device.nvdec.session import RefusedError
 from pipeline.device.nvdec.worker_process import NvdecUnavailableError, WorkerProcess
 from pipeline.media.colour import ColourSpace
@@ -130,11 +131,11 @@ class NvdecProcess:
         try:
             memory = self._reserve(lane, num_bytes)
             message = {**job.to_values(), "width": width, "height": height, "memory": memory.handle}
-            reply = self._worker.ask(lane.number, message, allowed_seconds)
-            if "refused" in reply:
-                raise RefusedError(reply["refused"])
+            colours = self._worker.ask(lane.number, message, allowed_seconds, colours_or_refusal)
+            if isinstance(colours, str):
+                raise RefusedError(colours)
             planes = torch.as_tensor(memory, device=self._device)[:num_bytes]
-            yield DeviceFrames(planes=planes.view(num_frames, height * 3 // 2, width), colours=ColourSpace(**reply))
+            yield DeviceFrames(planes=planes.view(num_frames, height * 3 // 2, width), colours=colours)
         finally:
             self._lanes.put(lane)
 
