@@ -68,7 +68,7 @@ class Lane:
         return asdict(colours)
 
     def _open(self, handle: str) -> int:
-        """This lane's memory, opened when it is new."""
+        """This lane's memory, opened when it is new; the parent frees what was open before once a job is answered."""
         if self._opened is not None and self._opened[0] == handle:
             return self._opened[1]
         if self._opened is not None:
