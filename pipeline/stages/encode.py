@@ -95,7 +95,7 @@ class Encode:
         self._device_decode: DeviceDecode | None = None
         self._cpu_decode = CpuDecode(config, attempts_uri)
         if device.type == "cuda":
-            self._warm_up(device)
+            self._in_turns(lambda: self._warm_up(device), "that warms up")
             if takes_deferred and config.decode.gpu == "auto":
                 self._device_decode = _device_decode(config, device, self._transfer, attempts_uri, self._in_turns)
         self._start_seconds = time.perf_counter() - started

@@ -61,7 +61,8 @@ def test_a_desk_that_is_killed_comes_back_and_has_the_room_that_it_is_told_of_ne
     assert not desk.claim("a")
 
 
-def test_an_encode_actor_tells_of_its_room_with_every_request():
+def test_an_encode_actor_tells_of_its_room_with_every_request(monkeypatch):
+    monkeypatch.setattr("actors.encode._keep_objects", lambda: None)
     told: list[int] = []
 
     class Desk:
