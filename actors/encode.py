@@ -44,6 +44,8 @@ class EncodeActor:
         """One row of REQUEST_SCHEMA to one row of ENCODED_SCHEMA."""
         if self._refusal is not None:
             raise self._refusal
+        if self._share is not None:
+            self._share.open(self._stage.num_device_requests)
         encoded = self._stage(request)
         if not self._has_settled:
             self._has_settled = True

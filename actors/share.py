@@ -18,8 +18,8 @@ class ShareDesk:
 
     @classmethod
     def start(cls) -> Self:
-        """Start the actor; it ends when the last desk is gone."""
-        return cls(ray.remote(num_cpus=0)(DeviceShare).remote())
+        """Start the actor; it ends when the last desk is gone, and is started again, empty, where its node is lost."""
+        return cls(ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(DeviceShare).remote())
 
     def claim(self, request_id: str) -> bool:
         """Whether a request is to go to a GPU."""

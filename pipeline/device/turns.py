@@ -7,16 +7,29 @@ from typing import TypeVar
 
 import torch
 
-from pipeline.errors import RequestError
+from pipeline.errors import ModelError, RequestError
 
 T = TypeVar("T")
+
+
+class IndivisibleError(torch.OutOfMemoryError):
+    """There was no device memory for the least that can be computed at once.
+
+    Args:
+        alone: to be raised where nothing else had any of the memory.
+    """
+
+    def __init__(self, alone: ModelError) -> None:
+        super().__init__(str(alone))
+        self.alone = alone
 
 
 class MemoryTurns:
     """Makes a call again that found no device memory, when no other call is under way any more.
 
     A forward pass halves its chunks by itself (`encoder/encode.py`); this is for everything beside it: the request's
-    own bytes, and the vectors of all its patches. Safe to call from several threads.
+    own bytes, and the vectors of all its patches; and for a pass that other calls have left no room for at all. Safe to
+    call from several threads.
     """
 
     def __init__(self) -> None:
@@ -27,7 +40,8 @@ class MemoryTurns:
     def __call__(self, work: Callable[[], T], request_id: str) -> T:
         """What `work` gives, which must not have changed anything where it raises.
 
-        Raises: RequestError where the device has not the memory for this one call.
+        Raises: RequestError where the device has not the memory for this one call; ModelError where it has not even
+            that for the least part of it.
         """
         with self._together():
             try:
@@ -39,6 +53,8 @@ class MemoryTurns:
                 torch.cuda.empty_cache()
             try:
                 return work()
+            except IndivisibleError as error:
+                raise error.alone from None
             except torch.OutOfMemoryError as error:
                 raise RequestError(
                     f"request {request_id} does not fit into the device's memory, even by itself: {error}; "

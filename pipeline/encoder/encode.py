@@ -4,7 +4,8 @@ Everything between the bytes that arrived on the device and the vectors that lea
 throughout, so nothing here waits for the device or copies to it: the caller can queue the next request at once.
 A request above `max_patches` runs in chunks of whole temporal patches. Attention never crosses one, so the vectors
 are the same, and memory is bounded by the chunk. A chunk that does not fit into the device's memory after all is
-halved, and later ones are no larger than what fitted.
+halved, and later ones are no larger than what fitted: the calls beside it that had the memory will have it again, and
+each failure costs the allocator all that it kept. Where not even one temporal patch fitted, nothing is concluded.
 
 Shapes: P = patches, F = temporal patches, O = out_hidden, K = deepstack taps.
 """
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from pipeline.checkpoint import Checkpoint, VisionSpec
 from pipeline.config import OutputConfig
+from pipeline.device.turns import IndivisibleError
 from pipeline.encoder.calibration import check_float8
 from pipeline.encoder.counts import Grid, num_patches, num_vectors, split_chunks
 from pipeline.encoder.float8 import to_float8
@@ -149,7 +151,8 @@ class Encoder:
             grid_thw: [[t, h, w], ...] in patches, one a clip, Python ints.
             output: level, dtype, normalisation, deepstack.
             ready: completes when the rows are there; None: the current stream need not wait for them.
-        Raises: RequestError when rows and grids contradict each other; ModelError as `wants_deepstack`.
+        Raises: RequestError when rows and grids contradict each other; ModelError as `wants_deepstack`;
+            IndivisibleError, or another torch.OutOfMemoryError, where the device has not the memory now.
         Cost: no copy from the host, no sync. Same vectors, up to rounding, whatever else is in the request.
         """
         self._check(patch_rows, grid_thw)
@@ -218,11 +221,16 @@ class Encoder:
         grid_thw: Sequence[Sequence[int]],
     ) -> Iterator[_Result]:
         """What `work` gives for each chunk of rows and the grids they fall into, in order."""
-        start, chunks = 0, deque(split_chunks(grid_thw, self._max_patches))
+        start, most = 0, self._max_patches
+        chunks = deque(split_chunks(grid_thw, most))
         while chunks:
             grids = chunks.popleft()
             stop = start + num_patches(grids)
-            result = self._fitting(work, patch_rows[start:stop], grids)
+            try:
+                result = self._fitting(work, patch_rows[start:stop], grids)
+            except IndivisibleError:
+                self._max_patches = most
+                raise
             if result is None:
                 chunks.extendleft(reversed(self._halves(grids)))
                 continue
@@ -232,16 +240,20 @@ class Encoder:
     def _fitting(
         self, work: Callable[[Tensor, list[Grid]], _Result], patch_rows: Tensor, grids: list[Grid]
     ) -> _Result | None:
-        """`work`'s result, or None where the device has not the memory; nothing of the attempt is kept."""
+        """`work`'s result, or None where the device has not the memory; nothing of the attempt is kept.
+
+        Raises: IndivisibleError where smaller chunks would not help.
+        """
         try:
             return work(patch_rows, grids)
         except torch.OutOfMemoryError as error:
             if sum(grid[0] for grid in grids) == 1:
                 needed = peak_bytes(self.spec, num_patches(grids), self._arithmetic, row_bytes=patch_rows.shape[1])
-                raise ModelError(
+                alone = ModelError(
                     f"one temporal patch of {grids[0][1]}x{grids[0][2]} patches does not fit into the device's memory: "
                     f"it needs about {needed} bytes beside the weights; set sizes.max_tokens_per_frame"
-                ) from error
+                )
+                raise IndivisibleError(alone) from error
             return None
 
     def _halves(self, grids: list[Grid]) -> list[list[Grid]]:

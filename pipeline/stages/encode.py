@@ -20,11 +20,10 @@ from pipeline.device.turns import MemoryTurns
 from pipeline.encoder.counts import num_vectors
 from pipeline.encoder.encode import Encoder
 from pipeline.encoder.kernels import FLOAT8
-from pipeline.errors import RequestError
 from pipeline.plan.schema import RequestPlan
 from pipeline.request.deferred import deferred_plan
 from pipeline.request.table import META_SCHEMA, Request, unwrap_request
-from pipeline.stages.device_decode import DeviceDecode
+from pipeline.stages.device_decode import CpuDecode, DeviceDecode
 from pipeline.stages.encoded import ENCODED_SCHEMA
 
 _LOG = logging.getLogger(__name__)
@@ -62,7 +61,7 @@ class Encode:
         config: the run's settings.
         model: what `resolve_model` takes.
         takes_deferred: start the GPU's decoders, where the settings want them.
-        attempts_uri: where deaths of the CPU's decoders are written down, which serve what the GPU's cannot.
+        attempts_uri: where deaths of decoders are written down, the GPU's and the CPU's.
         on_decoded: told the id of each deferred request when its rows are there.
     """
 
@@ -94,10 +93,11 @@ class Encode:
         self._in_turns = MemoryTurns()
         self._on_decoded = on_decoded
         self._device_decode: DeviceDecode | None = None
+        self._cpu_decode = CpuDecode(config, attempts_uri)
         if device.type == "cuda":
-            self._warm_up(device)
+            self._in_turns(lambda: self._warm_up(device), "that warms up")
             if takes_deferred and config.decode.gpu == "auto":
-                self._device_decode = _device_decode(config, device, self._transfer, attempts_uri)
+                self._device_decode = _device_decode(config, device, self._transfer, attempts_uri, self._in_turns)
         self._start_seconds = time.perf_counter() - started
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -124,13 +124,15 @@ class Encode:
         """End the decoders' processes, where there are any."""
         if self._device_decode is not None:
             self._device_decode.close()
+        self._cpu_decode.close()
 
     def _decode_and_encode(self, plan: RequestPlan) -> pa.Table:
-        if self._device_decode is None:
-            raise RequestError(f"request {plan.request_id} was deferred to a GPU's decoders: there are none here")
+        if self._device_decode is None:  # rows are deferred to any of a run's GPUs, and go to any
+            request = self._cpu_decode(plan)
+            self._tell_decoded(plan)
+            return self(request)
         decoded = self._device_decode(plan)
-        if self._on_decoded is not None:
-            self._on_decoded(plan.request_id)
+        self._tell_decoded(plan)
         started = time.perf_counter()
         meta = decoded.meta
         result = self._nothing()
@@ -141,6 +143,10 @@ class Encode:
             )
         table = pa.Table.from_pylist([meta.to_values()], schema=META_SCHEMA)
         return self._encoded(table, meta.grid_thw, result, started)
+
+    def _tell_decoded(self, plan: RequestPlan) -> None:
+        if self._on_decoded is not None:
+            self._on_decoded(plan.request_id)
 
     def _encoded(
         self, meta: pa.Table, grid_thw: Sequence[tuple[int, int, int]], result: _OnHost, started: float
@@ -198,7 +204,7 @@ class Encode:
 
 
 def _device_decode(
-    config: Config, device: torch.device, transfer: Transfer, attempts_uri: str | None
+    config: Config, device: torch.device, transfer: Transfer, attempts_uri: str | None, in_turns: MemoryTurns
 ) -> DeviceDecode | None:
     """The GPU's decoders, or None, with a line in the log, where it has none."""
     try:
@@ -206,7 +212,7 @@ def _device_decode(
     except NvdecUnavailableError as error:
         _LOG.warning("nvdec_unavailable reason=%s", error)
         return None
-    return DeviceDecode(config, device, decoders, transfer, attempts_uri)
+    return DeviceDecode(config, device, decoders, transfer, attempts_uri, in_turns)
 
 
 def _binary(values: torch.Tensor) -> pa.Array:

@@ -131,6 +131,43 @@ def test_a_deferred_request_has_the_vectors_of_a_decoded_one(video):
     assert (found["num_device_copies"][0].as_py(), found["transfer"][0].as_py()) == (0, "device")
 
 
+def test_a_clip_whose_rows_find_no_memory_is_decoded_on_the_cpu(video, monkeypatch):
+    plan, config = make_plan(video("h264.mp4"), video("b_frames.mp4")), make_config()
+    decoders = NvdecProcess(CUDA, 2, config.decode, config.limits)
+    decode = DeviceDecode(config, CUDA, decoders, make_transfer(CUDA, num_slots=2))
+    expected = decode(plan)
+    assert expected.meta.decoders == ("nvdec",) * 2
+    to_rgb, num_calls = decode._rows._maker.to_rgb, iter(range(1000))
+
+    def scarce(frames, height, tables):
+        if next(num_calls) == 1:
+            raise torch.OutOfMemoryError("as CUDA would")
+        return to_rgb(frames, height, tables)
+
+    monkeypatch.setattr(decode._rows._maker, "to_rgb", scarce)
+    found = decode(plan)
+    decode.close()
+    assert sorted(found.meta.decoders) == ["nvdec", "pyav"]
+    assert torch.equal(found.rows, expected.rows)
+
+
+def test_a_lane_that_grows_gives_back_what_it_had(video, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.device.nvdec.process._LEAST_BYTES", 2 << 20)
+    freed: list[int] = []
+    decoders = NvdecProcess(CUDA, 1, DecodeConfig(), LimitsConfig())
+    free = decoders._driver.free
+    monkeypatch.setattr(decoders._driver, "free", lambda address: (freed.append(address), free(address)))
+    large = make_video(tmp_path / "large.mp4", width=1280, height=720)
+    for path, num_freed in ((video("h264.mp4"), 0), (large, 1), (video("h264.mp4"), 1)):
+        job, _ = job_of(path)
+        expected = decode_planes(path)
+        found = planes_on_device(decoders, path)
+        assert np.array_equal(found, [expected[number] for number in job.frame_indices])
+        assert len(freed) == num_freed
+    decoders.close()
+    assert len(set(freed)) == len(freed) == 2
+
+
 def test_a_run_gives_the_same_table_with_the_gpus_decoders(video, tmp_path):
     paths = [str(video(name)) for name in [*DECODED, *REFUSED]]
     for gpu in ("never", "auto"):

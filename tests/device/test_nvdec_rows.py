@@ -1,10 +1,12 @@
 """Rows made of decoded planes equal those of the CPU decoder's RGB frames, step by step and as a whole."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
 
-from pipeline.device.nvdec.rows import TorchRowMaker, patch_rows
+from pipeline.device.nvdec.rows import RowQueue, TorchRowMaker, patch_rows
 from pipeline.media.colour import colour_tables
 from pipeline.media.container import MediaType
 from pipeline.media.grid import grid_of, row_bytes
@@ -43,3 +45,32 @@ def test_more_frames_than_are_made_at_once_stay_in_order(tmp_path):
     whole = patch_rows(planes, range(40), tables, 64, 96, maker)
     parts = [patch_rows(planes[start : start + 2], range(2), tables, 64, 96, maker) for start in range(0, 40, 2)]
     assert torch.equal(whole, torch.cat(parts))
+
+
+class RunsDry(TorchRowMaker):
+    """A device whose memory is used up when colours are there."""
+
+    def resize_columns(self, planes: torch.Tensor, size: int) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_frames_are_given_back_when_nothing_reads_them_any_more_though_rows_found_no_memory(tmp_path, monkeypatch):
+    path = make_video(tmp_path / "a.mp4", num_frames=2)
+    planes, tables = torch.from_numpy(np.stack(decode_planes(path))), colour_tables(colours_of(path))
+    log: list[str] = []
+
+    class Event:
+        def record(self, stream: str) -> None:
+            log.append(f"behind {stream}")
+
+        def synchronize(self) -> None:
+            log.append("waited")
+
+    queue = RowQueue(torch.device("cpu"))
+    queue._stream, queue._maker = "rows", RunsDry()
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    with pytest.raises(torch.OutOfMemoryError):
+        queue.make(planes, range(2), tables, 64, 64)
+    assert log == ["behind rows", "waited"]

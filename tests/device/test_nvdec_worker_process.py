@@ -14,6 +14,7 @@ from pipeline.config import LimitsConfig
 from pipeline.device.nvdec.session import RefusedError
 from pipeline.device.nvdec.worker_process import MOST_ENDS, EndedError, NvdecUnavailableError, WorkerProcess
 from pipeline.errors import ErrorCode
+from tests.device.stand_in_worker import BABBLE
 from tests.faults.processes import REPOSITORY, wait_until
 
 PATIENT_SECONDS = 60.0
@@ -34,7 +35,13 @@ def make() -> Iterator[Callable[..., WorkerProcess]]:
 
 
 def ask(process: WorkerProcess, do: str, number: int = 0, seconds: float = PATIENT_SECONDS) -> dict:
-    return process.ask(number, {"do": do}, seconds)
+    return process.ask(number, {"do": do}, seconds, read)
+
+
+def read(reply: dict) -> dict:
+    if not isinstance(reply["pid"], int):
+        raise ValueError("no process id")
+    return reply
 
 
 def test_every_channel_is_answered_by_the_same_process(make):
@@ -51,6 +58,53 @@ def test_a_process_that_ends_is_replaced_at_the_next_question(do, seconds, make)
     assert process.pid is None
     assert ask(process, "answer")["pid"] == process.pid != first
     assert not process.is_down
+
+
+@pytest.mark.parametrize("do", [*BABBLE, "too long"])
+def test_an_answer_that_makes_no_sense_ends_the_process_and_is_its_questions_fault(do, make):
+    process = make()
+    with ThreadPoolExecutor(1) as pool:
+        beside = pool.submit(ask, process, "wait", 1)
+        assert wait_until(lambda: process._life.waiting)
+        with pytest.raises(EndedError, match="ended") as ended:
+            ask(process, do)
+        assert ended.value.code is ErrorCode.DECODER_CRASHED
+        assert type(beside.exception()) is RefusedError
+    assert ask(process, "answer")["pid"] == process.pid
+    assert not process.is_down
+
+
+def test_an_answer_that_trickles_in_has_one_deadline(make):
+    process = make()
+    with pytest.raises(EndedError) as ended:
+        ask(process, "trickle", seconds=1.0)
+    assert ended.value.code is ErrorCode.DECODER_TIMEOUT
+
+
+def test_an_answer_that_is_taken_while_a_crash_is_looked_into_is_an_answer(make):
+    process = make()
+    has_answer, may_take = threading.Event(), threading.Event()
+
+    def take_late(reply: dict) -> dict:
+        has_answer.set()
+        assert may_take.wait(PATIENT_SECONDS)
+        return reply
+
+    class Threads(list):
+        """Lets the other channel go on while they are compared."""
+
+        def __getitem__(self, place):
+            may_take.set()
+            time.sleep(0.3)
+            return super().__getitem__(place)
+
+    process._life.threads = Threads(process._life.threads)
+    with ThreadPoolExecutor(1) as pool:
+        beside = pool.submit(process.ask, 1, {"do": "answer"}, PATIENT_SECONDS, take_late)
+        assert has_answer.wait(PATIENT_SECONDS)
+        with pytest.raises(EndedError):
+            ask(process, "crash")
+        assert beside.result()["do"] == "answer"
 
 
 @pytest.mark.parametrize(
@@ -106,7 +160,14 @@ def test_a_process_that_keeps_ending_stays_down(make):
         ask(process, "answer")
 
 
-@pytest.mark.parametrize(("fails", "reason"), [("politely", "no decoders here"), ("at once", "the stand-in fails")])
+@pytest.mark.parametrize(
+    ("fails", "reason"),
+    [
+        ("politely", "no decoders here"),
+        ("at once", "the stand-in fails"),
+        ("without threads", "does not name its threads"),
+    ],
+)
 def test_a_process_that_does_not_start_says_why(fails, reason, make):
     with pytest.raises(NvdecUnavailableError, match=reason):
         make(fails)

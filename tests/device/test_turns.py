@@ -9,7 +9,7 @@ from benchmarks.requests import random_request
 from pipeline.config import Config
 from pipeline.device.transfer import Arrived, HostTransfer
 from pipeline.device.turns import MemoryTurns
-from pipeline.errors import RequestError
+from pipeline.errors import ModelError, RequestError
 from pipeline.request.table import Request
 from pipeline.stages.encode import Encode
 
@@ -99,3 +99,28 @@ def test_a_request_that_found_no_room_for_its_bytes_is_encoded_after_all() -> No
     expected = stage(request)
     stage._transfer = ScarceTransfer()
     assert stage(request)["vectors"] == expected["vectors"]
+
+
+class CrowdedTower:
+    """A real tower on a device whose memory another call has, the first few times."""
+
+    def __init__(self, tower: torch.nn.Module, num_failures: int) -> None:
+        self._tower, self._num_failures = tower, num_failures
+
+    def __call__(self, *arguments: object, **settings: object) -> object:
+        self._num_failures -= 1
+        if self._num_failures >= 0:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self._tower(*arguments, **settings)
+
+
+def test_a_temporal_patch_that_others_left_no_memory_for_is_encoded_after_them() -> None:
+    stage = Encode(Config.from_values({"encode": {"device": "cpu", "threads": 1}}), "random:tiny")
+    request = random_request((2, 4, 4))
+    expected, tower = stage(request)["vectors"], stage._encoder._tower
+    num_halvings = 2  # two temporal patches, then one
+    stage._encoder._tower = CrowdedTower(tower, num_halvings)
+    assert stage(request)["vectors"] == expected
+    stage._encoder._tower = CrowdedTower(tower, 2 * num_halvings)
+    with pytest.raises(ModelError, match=r"one temporal patch of 4x4 patches does not fit .*max_tokens_per_frame"):
+        stage(request)

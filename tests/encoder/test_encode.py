@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from pipeline.device.turns import IndivisibleError
 from pipeline.encoder.encode import Encoder, wants_deepstack
 from pipeline.errors import ModelError, RequestError
 
@@ -188,8 +189,14 @@ def test_out_of_device_memory_halves_the_chunk_and_loses_nothing(level):
     assert max(encoder._tower.sizes) <= 110, "what did not fit once is not tried again"
 
 
-def test_a_temporal_patch_that_does_not_fit_alone_is_an_error():
+def test_a_temporal_patch_that_does_not_fit_changes_nothing_for_later_requests():
+    rows, output = make_rows(MIXED_GRIDS), make_output("clip")
+    whole = make_encoder().encode(rows, MIXED_GRIDS, output)
     encoder = make_encoder()
-    encoder._tower = RefusesAbove(encoder._tower, 50)
-    with pytest.raises(ModelError, match=r"10x10 patches does not fit .*max_tokens_per_frame"):
-        encoder.encode(make_rows([(1, 10, 10)]), [(1, 10, 10)], make_output())
+    tower = encoder._tower
+    encoder._tower = RefusesAbove(tower, 5)
+    with pytest.raises(IndivisibleError, match=r"patches does not fit .*max_tokens_per_frame"):
+        encoder.encode(rows, MIXED_GRIDS, output)
+    encoder._tower = RefusesAbove(tower, 1000)
+    assert torch.equal(encoder.encode(rows, MIXED_GRIDS, output).vectors, whole.vectors)
+    assert encoder._tower.sizes == [rows.shape[0]]

@@ -5,12 +5,15 @@ from pathlib import Path
 import pytest
 
 from actors.decode import DecodeActor, Decoders
+from actors.encode import EncodeActor
 from actors.share import ShareDesk
+from benchmarks.requests import random_request
 from pipeline import Config, embed
 from pipeline.flow import cluster
 from pipeline.plan.schema import packed_request
 from pipeline.request.deferred import deferred_plan
 from tests.device.nvdec_factories import make_config, make_plan
+from tests.faults.processes import wait_until
 from tests.flow.stand_in import EarlyDesk, StandInEncodeActor, StandInRunner
 from tests.flow.tables import embeddings_of, errors_of
 from tests.media_factory import make_image, make_video
@@ -42,6 +45,34 @@ def test_a_decode_actor_defers_while_the_desk_gives_room(tmp_path):
     desk.release(plans[2].request_id, 0)
     heard()
     assert not is_deferred(0)
+
+
+def test_a_desk_that_is_killed_comes_back_and_has_the_room_that_it_is_told_of_next(tmp_path):
+    import ray
+
+    desk = ShareDesk.start()
+    desk.open(1)
+    assert desk.claim("a")
+    ray.kill(desk._handle, no_restart=False)  # which is not waited for
+    assert wait_until(lambda: not desk.claim("a"))
+    desk.open(1)
+    assert desk.claim("a")
+    desk.release("a", 0)
+    assert not desk.claim("a")
+
+
+def test_an_encode_actor_tells_of_its_room_with_every_request(monkeypatch):
+    monkeypatch.setattr("actors.encode._keep_objects", lambda: None)
+    told: list[int] = []
+
+    class Desk:
+        def open(self, num_requests: int) -> None:
+            told.append(num_requests)
+
+    actor = EncodeActor(make_config(encode={"device": "cpu", "threads": 1}), "random:tiny", None, Desk())
+    for _ in range(2):
+        actor(random_request((2, 4, 4)))
+    assert told == [0, 0, 0]
 
 
 def test_a_run_that_shares_its_decoding_gives_the_same_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

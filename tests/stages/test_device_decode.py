@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.device.transfer import make_transfer
+from pipeline.device.nvdec.rows import TorchRowMaker
+from pipeline.device.transfer import Arrived, HostTransfer, make_transfer
 from pipeline.errors import ErrorCode, RequestError
 from pipeline.media.attempts import Attempts
 from pipeline.plan.schema import RequestPlan, plan_table
 from pipeline.request.build import build_request
 from pipeline.request.deferred import deferred_plan, deferred_request
-from pipeline.request.table import unwrap_request
+from pipeline.request.table import Request, unwrap_request
 from pipeline.stages.decode import Decode, make_sandbox
 from pipeline.stages.device_decode import DeviceDecode, DeviceRequest
 from pipeline.stages.encode import Encode
@@ -155,8 +156,60 @@ def test_a_decode_worker_does_not_ask_for_what_no_gpu_takes(tmp_path):
         assert deferred_plan(decode(plan_table([plan]))) is None
 
 
-def test_an_encoder_without_decoders_says_so(videos):
-    encode = Encode(make_config(encode={"device": "cpu"}), "random:tiny", takes_deferred=True)
-    assert encode.num_device_requests == 0
-    with pytest.raises(RequestError, match="there are none here"):
-        encode(deferred_request(make_plan(videos[0])))
+def test_an_encoder_without_decoders_has_deferred_requests_decoded_on_the_cpu(videos, tmp_path):
+    told: list[str] = []
+    encode = Encode(make_config(encode={"device": "cpu"}), "random:tiny", takes_deferred=True, on_decoded=told.append)
+    plan = RequestPlan.of([*make_clips(*videos), replace(make_clips(videos[0])[0], source_uris=(str(tmp_path),))])
+    with Decode(make_config()) as decode:
+        expected = encode(decode(plan_table([plan])))
+    assert (encode.num_device_requests, told) == (0, [])
+    found = encode(deferred_request(plan))
+    encode.close()
+    assert told == [plan.request_id]
+    for name in ("clips", "decoders", "failures", "vectors", "vector_counts", "transfer"):
+        assert found[name] == expected[name], name
+
+
+class ScarceMaker(TorchRowMaker):
+    """A device that has no memory for rows at its second call."""
+
+    def __init__(self) -> None:
+        self.num_calls = 0
+
+    def to_rgb(self, frames: torch.Tensor, height: int, tables: torch.Tensor) -> torch.Tensor:
+        self.num_calls += 1
+        if self.num_calls == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().to_rgb(frames, height, tables)
+
+
+def test_a_clip_whose_rows_find_no_device_memory_is_decoded_on_the_cpu(videos, on_cpu, make):
+    decode = make(CpuDecoders())
+    decode._rows._maker = ScarceMaker()
+    found = decode(make_plan(*videos))
+    assert torch.equal(found.rows, on_cpu.rows)
+    assert sorted(found.meta.decoders) == ["nvdec", "nvdec", "pyav"]
+
+
+class ScarceTransfer(HostTransfer):
+    """A device that has no room for what the CPU decoded, a number of times."""
+
+    def __init__(self, num_failures: int) -> None:
+        self._num_failures = num_failures
+
+    def __call__(self, request: Request) -> Arrived:
+        self._num_failures -= 1
+        if self._num_failures >= 0:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().__call__(request)
+
+
+def test_rows_that_find_no_device_memory_are_put_together_when_nothing_else_is_under_way(videos, on_cpu, make):
+    decode = make(CpuDecoders(refused=["30.mp4"]))
+    decode._transfer = ScarceTransfer(1)
+    found = decode(make_plan(*videos))
+    assert torch.equal(found.rows, on_cpu.rows)
+    assert found.meta.decoders == ("nvdec", "pyav", "nvdec")
+    decode._transfer = ScarceTransfer(2)
+    with pytest.raises(RequestError, match="does not fit into the device's memory, even by itself"):
+        decode(make_plan(*videos))

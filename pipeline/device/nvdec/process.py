@@ -3,6 +3,9 @@
 They run in a process of their own (worker.py), so that a file that hangs, crashes or over-allocates a decoder ends
 neither the actor nor a clip: at its deadline the process is killed, and every clip that was under way is refused, which
 sends it to the CPU's decoder with its own deadline and limits.
+
+CUDA forbids freeing exported memory that is open elsewhere. So memory that has become too small is kept until the
+worker has answered a job with its replacement, whose handle makes it close the old one, or has ended.
 """
 
 import queue
@@ -17,6 +20,7 @@ from pipeline.config import DecodeConfig, LimitsConfig
 from pipeline.device.nvdec.clip import distinct_frames, nv12_bytes
 from pipeline.device.nvdec.driver import Driver, DriverError
 from pipeline.device.nvdec.eligible import MOST_BYTES
+from pipeline.device.nvdec.reply import colours_or_refusal
 from pipeline.device.nvdec.session import RefusedError
 from pipeline.device.nvdec.worker_process import NvdecUnavailableError, WorkerProcess
 from pipeline.media.colour import ColourSpace
@@ -60,7 +64,11 @@ class _Memory:
     def __init__(self, driver: Driver, num_bytes: int) -> None:
         self.num_bytes = num_bytes
         self.address = driver.allocate(num_bytes)
-        self.handle = driver.export(self.address).hex()
+        try:
+            self.handle = driver.export(self.address).hex()
+        except DriverError:
+            driver.free(self.address)
+            raise
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -69,10 +77,11 @@ class _Memory:
 
 @dataclass(slots=True)
 class _Lane:
-    """One decoder's channel, by its number, and the memory that it writes to."""
+    """One decoder's channel, by its number, the memory that it writes to, and what the worker may still have open."""
 
     number: int
     memory: _Memory | None = None
+    replaced: _Memory | None = None
 
 
 class NvdecProcess:
@@ -118,7 +127,8 @@ class NvdecProcess:
             job: the clip.
             size: width and height of its frames in pixels.
         Raises: RefusedError where the CPU has to decode it.
-        Cost: device memory for the planes, kept for later clips; blocks until a decoder is free and done.
+        Cost: device memory for the planes, kept for later clips (while it grows, the lane has what it had before,
+            too); blocks until a decoder is free and done.
         """
         width, height = size
         num_frames = len(distinct_frames(job))
@@ -130,11 +140,9 @@ class NvdecProcess:
         try:
             memory = self._reserve(lane, num_bytes)
             message = {**job.to_values(), "width": width, "height": height, "memory": memory.handle}
-            reply = self._worker.ask(lane.number, message, allowed_seconds)
-            if "refused" in reply:
-                raise RefusedError(reply["refused"])
+            colours = self._ask(lane, message, allowed_seconds)
             planes = torch.as_tensor(memory, device=self._device)[:num_bytes]
-            yield DeviceFrames(planes=planes.view(num_frames, height * 3 // 2, width), colours=ColourSpace(**reply))
+            yield DeviceFrames(planes=planes.view(num_frames, height * 3 // 2, width), colours=colours)
         finally:
             self._lanes.put(lane)
 
@@ -143,18 +151,35 @@ class NvdecProcess:
         self._worker.close()
         self._driver.enter()
         while not self._lanes.empty():
-            memory = self._lanes.get().memory
-            if memory is not None:
-                self._driver.free(memory.address)
+            lane = self._lanes.get()
+            for memory in (lane.memory, lane.replaced):
+                if memory is not None:
+                    self._driver.free(memory.address)
+
+    def _ask(self, lane: _Lane, message: dict[str, Any], allowed_seconds: float) -> ColourSpace:
+        try:
+            answer = self._worker.ask(lane.number, message, allowed_seconds, colours_or_refusal)
+        except RefusedError:  # the worker has ended
+            self._free_replaced(lane)
+            raise
+        self._free_replaced(lane)
+        if isinstance(answer, str):
+            raise RefusedError(answer)
+        return answer
 
     def _reserve(self, lane: _Lane, num_bytes: int) -> _Memory:
         if lane.memory is None or lane.memory.num_bytes < num_bytes:
+            assert lane.replaced is None, "each job is answered, or the worker ends"
             self._driver.enter()
-            if lane.memory is not None:
-                self._driver.free(lane.memory.address)
-                lane.memory = None
             try:
-                lane.memory = _Memory(self._driver, max(_LEAST_BYTES, 1 << (num_bytes - 1).bit_length()))
+                memory = _Memory(self._driver, max(_LEAST_BYTES, 1 << (num_bytes - 1).bit_length()))
             except DriverError as error:
                 raise RefusedError(f"no device memory for {num_bytes} bytes of planes: {error}") from error
+            lane.memory, lane.replaced = memory, lane.memory
         return lane.memory
+
+    def _free_replaced(self, lane: _Lane) -> None:
+        if lane.replaced is not None:
+            self._driver.enter()
+            self._driver.free(lane.replaced.address)
+            lane.replaced = None

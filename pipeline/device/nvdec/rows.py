@@ -155,15 +155,18 @@ class RowQueue:
     def make(self, frames: Tensor, order: Sequence[int], tables: ColourTables, height: int, width: int) -> Tensor:
         """What `patch_rows` makes, complete on return: the frames' memory may then be written again.
 
+        Raises: torch.OutOfMemoryError; by then, too, nothing reads the frames any more.
         Cost: waits for this work, not for the encoder's.
         """
         if self._stream is None:
             return patch_rows(frames, order, tables, height, width, self._maker)
-        done = torch.cuda.Event()
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
-            with self._queueing:
-                rows = patch_rows(frames, order, tables, height, width, self._maker)
-            done.record(self._stream)
-            rows.record_stream(torch.cuda.default_stream(self._device))
-        done.synchronize()
+            try:
+                with self._queueing:
+                    rows = patch_rows(frames, order, tables, height, width, self._maker)
+                rows.record_stream(torch.cuda.default_stream(self._device))
+            finally:
+                done = torch.cuda.Event()
+                done.record(self._stream)
+                done.synchronize()
         return rows

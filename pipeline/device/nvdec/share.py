@@ -4,7 +4,9 @@ Work is not divided beforehand. A decode worker that takes a row asks for room; 
 than decoders, the row goes there unopened, and otherwise the worker decodes it. A GPU that decodes faster has room
 more often, and where the encoder is the slower one rows wait in its queue and no room is given: neither side waits.
 
-Every call may come twice, because Ray runs again what was lost with a worker: what counts are names, not calls.
+Every call may come twice, because Ray runs again what was lost with a worker: what counts are names, not calls. Nobody
+tells of a GPU that was lost: its room stays counted, and that many more rows are ahead of the others, no worse. A desk
+that was lost itself begins anew: encode workers tell it of their room with every request.
 """
 
 
@@ -16,12 +18,8 @@ class DeviceShare:
         self._handed: set[str] = set()
 
     def open(self, decoders: str, num_requests: int) -> None:
-        """A GPU's decoders are there, for so many requests at once."""
+        """A GPU's decoders are there, for so many requests at once; 0: they are not any more."""
         self._room[decoders] = num_requests
-
-    def close(self, decoders: str) -> None:
-        """They are not any more; what was handed to them is decoded there on the CPU."""
-        self._room.pop(decoders, None)
 
     def claim(self, request_id: str) -> bool:
         """Whether a request is to go to the GPU: there is room, or it was handed over before."""

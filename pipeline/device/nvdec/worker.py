@@ -29,6 +29,7 @@ from pipeline.media.protocol import receive_message, send_message
 from pipeline.media.video_pyav import IndexCache
 
 STEP_SECONDS = 0.01
+_MOST_REASON = 2_000  # characters
 
 
 class Lane:
@@ -60,14 +61,14 @@ class Lane:
             with open_binary(job.uri, byte_range=job.byte_range, max_bytes=self._tools.limits.max_file_bytes) as file:
                 colours = decode_clip(job, file, (message["width"], message["height"]), address, session, self._tools)
         except (RefusedError, MediaError) as error:
-            return {"refused": str(error)}
+            return _refusal(str(error))
         except Exception as error:  # a stranger's bytes can make a library raise anything
             session.check()
-            return {"refused": f"{type(error).__name__}: {error}"}
+            return _refusal(f"{type(error).__name__}: {error}")
         return asdict(colours)
 
     def _open(self, handle: str) -> int:
-        """This lane's memory, opened when it is new."""
+        """This lane's memory, opened when it is new; the parent frees what was open before once a job is answered."""
         if self._opened is not None and self._opened[0] == handle:
             return self._opened[1]
         if self._opened is not None:
@@ -75,6 +76,11 @@ class Lane:
         address = self._driver.open_exported(bytes.fromhex(handle))
         self._opened = handle, address
         return address
+
+
+def _refusal(reason: str) -> dict[str, Any]:
+    """An answer that the parent takes, however long the medium's name is."""
+    return {"refused": reason[:_MOST_REASON]}
 
 
 def main() -> None:

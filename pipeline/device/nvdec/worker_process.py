@@ -1,10 +1,12 @@
 """The decoders' process as its parent sees it: started, asked through one channel a decoder, killed, replaced.
 
-A process that ends, or is killed because an answer is overdue, refuses everything that it was asked meanwhile; the next
-question starts another. After `MOST_ENDS` such ends it stays down: whatever makes it end will not stop doing so.
+A process that ends, or is killed because an answer is overdue or makes no sense, refuses everything that it was asked
+meanwhile; the next question starts another. After `MOST_ENDS` such ends it stays down: whatever makes it end will not
+stop doing so.
 
-Whose question ended it is told so: the one whose answer is overdue, or whose thread crashed. Where the process does not
-say which thread that was (it was killed, the device failed, a thread of a library's own crashed), all who were waiting.
+Whose question ended it is told so: the one whose answer is overdue or makes no sense, or whose thread crashed. Where
+the process does not say which thread that was (it was killed, the device failed, a thread of a library's own crashed),
+all who were waiting.
 """
 
 import os
@@ -12,18 +14,21 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from pipeline.device.nvdec.crash import crashed_thread
+from pipeline.device.nvdec.reply import receive_reply
 from pipeline.device.nvdec.session import RefusedError
 from pipeline.errors import ErrorCode
 from pipeline.media.child import last_words, start_module
-from pipeline.media.protocol import receive_message, send_message
+from pipeline.media.protocol import send_message
+
+T = TypeVar("T")
 
 MOST_ENDS = 3
 _START_SECONDS = 60.0
@@ -43,7 +48,10 @@ class EndedError(RefusedError):
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Life:
-    """One process from its start to its end: which channels wait for an answer, and which of them ended it."""
+    """One process from its start to its end: which channels wait for an answer, and which of them ended it.
+
+    `waiting` is changed and read under the owner's lock.
+    """
 
     process: subprocess.Popen[bytes]
     channels: list[socket.socket]
@@ -100,32 +108,40 @@ class WorkerProcess:
         """Whether it has ended too often: everything is refused from now on."""
         return self._num_ends >= MOST_ENDS
 
-    def ask(self, number: int, message: dict[str, Any], allowed_seconds: float) -> dict[str, Any]:
+    def ask(
+        self, number: int, message: dict[str, Any], allowed_seconds: float, read: Callable[[dict[str, Any]], T]
+    ) -> T:
         """Send a message through a channel and wait for its answer.
 
-        Raises: RefusedError where the process ends first, or `allowed_seconds` do, which kills it: EndedError where it
+        Args:
+            number: of the channel.
+            message: plain values.
+            allowed_seconds: for the answer; its end kills the process.
+            read: what to make of the answer; a ValueError of it kills the process, too.
+        Raises: RefusedError where the process ends first or is killed, and after that it has ended: EndedError where it
             is this message that ended it, as far as that is known.
         """
-        life = self._living()
+        life = self._living(number)
         channel = life.channels[number]
-        life.waiting.add(number)
         try:
             channel.settimeout(allowed_seconds)
             send_message(channel, message)
-            reply = receive_message(channel)[0]
-        except (EOFError, OSError) as error:
+            answer = read(receive_reply(channel, allowed_seconds))
+        except (EOFError, OSError, ValueError) as error:
             is_overdue = isinstance(error, TimeoutError)
             with self._lock:
                 if life is self._life:  # else another channel's thread was here before
                     self._num_ends += 1
-                    life.blamed = frozenset({number}) if is_overdue else life.crashed()
+                    is_mine = is_overdue or isinstance(error, ValueError)
+                    life.blamed = frozenset({number}) if is_mine else life.crashed()
                     self._end()
             if number not in life.blamed:
                 raise RefusedError(f"the decoders' process ended: {error}") from error
             code = ErrorCode.DECODER_TIMEOUT if is_overdue else ErrorCode.DECODER_CRASHED
             raise EndedError(code, f"the decoders' process ended: {error}") from error
-        life.waiting.discard(number)
-        return reply
+        with self._lock:
+            life.waiting.discard(number)
+        return answer
 
     def close(self) -> None:
         """End it; nothing may be asked any more."""
@@ -133,7 +149,8 @@ class WorkerProcess:
             self._end()
         self._starter.shutdown()
 
-    def _living(self) -> _Life:
+    def _living(self, number: int) -> _Life:
+        """A process that runs, started now if need be, with a channel among those that wait. Raises: RefusedError."""
         with self._lock:
             if self.is_down:
                 raise RefusedError(f"the decoders' process ended {self._num_ends} times")
@@ -143,6 +160,7 @@ class WorkerProcess:
                 except NvdecUnavailableError as error:
                     self._num_ends += 1
                     raise RefusedError(str(error)) from error
+            self._life.waiting.add(number)
             return self._life
 
     def _start(self) -> _Life:
@@ -161,15 +179,16 @@ class WorkerProcess:
         try:
             channels[0].settimeout(_START_SECONDS)
             send_message(channels[0], self._settings)
-            reply, _ = receive_message(channels[0])
-        except (EOFError, OSError) as error:
+            reply = receive_reply(channels[0], _START_SECONDS)
+        except (EOFError, OSError, ValueError) as error:
             said = last_words(stderr)
             life.end()
             raise NvdecUnavailableError(f"the decoders' process did not start: {said}") from error
-        if "error" in reply:
+        threads = reply.get("threads")
+        if not isinstance(threads, list) or len(threads) != self._num_channels:
             life.end()
-            raise NvdecUnavailableError(reply["error"])
-        life.threads = reply["threads"]
+            raise NvdecUnavailableError(str(reply.get("error", "the decoders' process does not name its threads")))
+        life.threads = threads
         return life
 
     def _end(self) -> None:
