@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import struct
+import time
 from typing import Any
 
 _LENGTH = struct.Struct("<I")
@@ -28,22 +29,40 @@ def send_message(channel: socket.socket, message: dict[str, Any], handle: int | 
         channel.sendall(data[num_sent:])
 
 
-def receive_message(channel: socket.socket) -> tuple[dict[str, Any], int | None]:
+def receive_message(
+    channel: socket.socket, deadline: float | None = None, most_bytes: int = _MAX_BYTES
+) -> tuple[dict[str, Any], int | None]:
     """Wait for one message; the caller closes the handle that came with it.
 
-    Raises: EOFError when the other side is gone, TimeoutError as the channel's timeout says, ProtocolError.
+    Args:
+        channel: to the other side.
+        deadline: for the whole message, by `time.monotonic`; None: wait as long as it takes.
+        most_bytes: of the message.
+    Raises: EOFError and OSError when the other side is gone, TimeoutError at the deadline, ProtocolError.
     """
+    _set_timeout(channel, deadline)
     header, handles, _, _ = socket.recv_fds(channel, _LENGTH.size, 1)
     handle = handles[0] if handles else None
     try:
-        header += _receive(channel, _LENGTH.size - len(header)) if header else b""
         if not header:
             raise EOFError("the other side closed the channel")
-        return _parse(_receive(channel, _LENGTH.unpack(header)[0])), handle
+        header += _receive(channel, _LENGTH.size - len(header), deadline)
+        (num_bytes,) = _LENGTH.unpack(header)
+        if num_bytes > most_bytes:
+            raise ProtocolError(f"expected a message of at most {most_bytes} bytes, found one of {num_bytes}")
+        return _parse(_receive(channel, num_bytes, deadline)), handle
     except BaseException:
         if handle is not None:
             os.close(handle)
         raise
+
+
+def receive_answer(channel: socket.socket, deadline: float, most_bytes: int = _MAX_BYTES) -> dict[str, Any]:
+    """`receive_message` from a process that has read a stranger's file; a handle that comes along is closed."""
+    message, handle = receive_message(channel, deadline, most_bytes)
+    if handle is not None:
+        os.close(handle)
+    return message
 
 
 def _parse(body: bytes) -> dict[str, Any]:
@@ -56,13 +75,21 @@ def _parse(body: bytes) -> dict[str, Any]:
     return message
 
 
-def _receive(channel: socket.socket, num_bytes: int) -> bytes:
-    if num_bytes > _MAX_BYTES:
-        raise ProtocolError(f"expected a message of at most {_MAX_BYTES} bytes, found one of {num_bytes}")
+def _receive(channel: socket.socket, num_bytes: int, deadline: float | None) -> bytes:
     received = bytearray()
     while len(received) < num_bytes:
+        _set_timeout(channel, deadline)
         chunk = channel.recv(min(num_bytes - len(received), 1 << 20))
         if not chunk:
             raise EOFError("the other side closed the channel in mid-message")
         received += chunk
     return bytes(received)
+
+
+def _set_timeout(channel: socket.socket, deadline: float | None) -> None:
+    if deadline is None:
+        return
+    left_seconds = deadline - time.monotonic()
+    if left_seconds <= 0:
+        raise TimeoutError("the message is not complete")
+    channel.settimeout(left_seconds)

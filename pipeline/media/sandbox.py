@@ -26,7 +26,7 @@ from pipeline.media.byte_range import ByteRange
 from pipeline.media.container import ClipJob, ClipReport, MediaInfo
 from pipeline.media.decoder_process import DecoderProcess
 from pipeline.media.grid import grid_of, row_bytes
-from pipeline.media.protocol import ProtocolError, receive_message, send_message
+from pipeline.media.protocol import ProtocolError, receive_answer, send_message
 from pipeline.media.shared_buffer import BufferPool, SharedBuffer
 from pipeline.media.shared_template import SharedTemplate
 
@@ -168,11 +168,10 @@ class Sandbox:
         try:
             channel.settimeout(allowed_seconds)
             send_message(channel, message, handle)
-            reply, _ = receive_message(channel)
+            reply = receive_answer(channel, start_seconds + allowed_seconds)
             if stage is Stage.PROBE and "file_bytes" in reply:
                 allowed_seconds += self._probe_seconds(int(reply["file_bytes"]))
-                channel.settimeout(max(start_seconds + allowed_seconds - time.monotonic(), 0.001))
-                reply, _ = receive_message(channel)
+                reply = receive_answer(channel, start_seconds + allowed_seconds)
             answer = _error_of(reply, stage) or parse(reply)
         except TimeoutError:
             self._process.end(at_once=True)

@@ -293,6 +293,27 @@ def test_an_answer_that_is_none_ends_the_decoder_and_costs_its_medium_only(monke
         assert box.probe(str(made("h264.mp4"))).codec == "h264"
 
 
+def test_an_answer_that_trickles_in_has_the_deadline_of_the_whole(monkeypatch):
+    with Sandbox(DecodeConfig(timeout_seconds=0.5), ImagesConfig(), LimitsConfig()) as box:
+        here, there = socket.socketpair()
+        with here, there:
+            there.sendall(struct.pack("<I", 1000))
+            ended = threading.Event()
+
+            def trickle():
+                while not ended.wait(0.1):
+                    there.sendall(b" ")
+
+            thread = threading.Thread(target=trickle)
+            thread.start()
+            monkeypatch.setattr(box._process, "living_channel", lambda: here)
+            with pytest.raises(MediaError) as caught:
+                box.probe("/x.mp4")
+            ended.set()
+            thread.join()
+    assert caught.value.code is ErrorCode.DECODER_TIMEOUT
+
+
 def test_a_probe_may_put_its_deadline_off_once_and_no_further_than_the_largest_file_needs(monkeypatch):
     decode = DecodeConfig(timeout_seconds=0.2, timeout_per_video_second=0.1)
     with Sandbox(decode, ImagesConfig(), LimitsConfig(max_file_bytes=1_000_000)) as box:

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,11 +23,11 @@ from tempfile import TemporaryFile
 from typing import IO, Any, TypeVar
 
 from pipeline.device.nvdec.crash import crashed_thread
-from pipeline.device.nvdec.reply import receive_reply
+from pipeline.device.nvdec.reply import MOST_BYTES
 from pipeline.device.nvdec.session import RefusedError
 from pipeline.errors import ErrorCode
 from pipeline.media.child import last_words, start_module
-from pipeline.media.protocol import send_message
+from pipeline.media.protocol import receive_answer, send_message
 
 T = TypeVar("T")
 
@@ -126,7 +127,7 @@ class WorkerProcess:
         try:
             channel.settimeout(allowed_seconds)
             send_message(channel, message)
-            answer = read(receive_reply(channel, allowed_seconds))
+            answer = read(receive_answer(channel, time.monotonic() + allowed_seconds, MOST_BYTES))
         except (EOFError, OSError, ValueError) as error:
             is_overdue = isinstance(error, TimeoutError)
             with self._lock:
@@ -179,7 +180,7 @@ class WorkerProcess:
         try:
             channels[0].settimeout(_START_SECONDS)
             send_message(channels[0], self._settings)
-            reply = receive_reply(channels[0], _START_SECONDS)
+            reply = receive_answer(channels[0], time.monotonic() + _START_SECONDS, MOST_BYTES)
         except (EOFError, OSError, ValueError) as error:
             said = last_words(stderr)
             life.end()
