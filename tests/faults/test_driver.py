@@ -13,6 +13,7 @@ from pipeline.sink.lance_table import open_dataset
 from pipeline.sink.lease import Lease
 from pipeline.sink.output import OutputFolder
 from pipeline.sink.verify import verify_output
+from tests.command import patchwire
 from tests.faults.processes import (
     REPOSITORY,
     SETTINGS,
@@ -21,7 +22,6 @@ from tests.faults.processes import (
     fragment_bytes,
     fragment_times,
     num_fragments,
-    patchwire,
     wait_until,
 )
 from tests.sink.readers import fragments_table, lance_table

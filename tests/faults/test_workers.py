@@ -11,12 +11,12 @@ import pytest
 from pipeline.media.template import DECODER_NAME as DECODER
 from pipeline.sink.output import OutputFolder
 from pipeline.sink.verify import verify_output
+from tests.command import patchwire
 from tests.faults.processes import (
     SETTINGS,
     Command,
     fragment_bytes,
     num_fragments,
-    patchwire,
     send,
     wait_until,
 )

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.kept_templates import kept_templates as kept_templates
 from tests.media_factory import make_image, make_video
 
 CORES = 2
