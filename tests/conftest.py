@@ -1,5 +1,7 @@
-"""Shared by all tests: the sample media, where they are present, loaded decoders, and no stopwatch in Hypothesis."""
+"""Shared by all tests: sample media, where they are present, loaded decoders, a Ray, and no stopwatch in Hypothesis."""
 
+import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from tests.kept_templates import Templates
 settings.register_profile("patient", deadline=None, max_examples=60)
 settings.load_profile("patient")
 
+CORES = 2
+STORE_BYTES = 256 << 20
 SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "media"
 
 
@@ -38,3 +42,22 @@ def kept_templates(request: pytest.FixtureRequest, templates: Templates) -> Iter
     else:
         with templates.kept():
             yield
+
+
+@pytest.fixture(scope="session")
+def one_node_ray() -> Iterator[None]:
+    """A real Ray on this machine, shared because it takes seconds to start."""
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(
+        address="local",
+        num_cpus=CORES,
+        object_store_memory=STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()

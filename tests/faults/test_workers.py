@@ -48,6 +48,7 @@ def assert_not_open(command: Command) -> None:
         assert b"--host=127.0.0.1" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
 
 
+@pytest.mark.ray
 @pytest.mark.timeout(300)
 def test_workers_killed_in_a_ray_run_cost_no_row_and_double_none(
     videos: Path, undisturbed: Path, tmp_path: Path
