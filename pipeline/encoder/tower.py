@@ -160,8 +160,8 @@ class VisionTower(nn.Module):
         self.spec = spec
         self.patch_embed = PatchEmbed(spec)
         # Not drawn: on the meta device that loads torch's compiler (2.11), more than a second in every encode process.
-        positions = torch.empty(spec.num_position_embeddings, spec.hidden_size)
-        self.pos_embed = nn.Embedding.from_pretrained(positions, freeze=False)
+        shape = spec.num_position_embeddings, spec.hidden_size
+        self.pos_embed = nn.Embedding(*shape, _weight=torch.empty(shape))
         self.positions = PositionTables(spec)
         self.blocks = nn.ModuleList(Block(spec, kernels) for _ in range(spec.depth))
         self.merger = Merger(spec, kernels, join_first=False)
