@@ -1,69 +1,55 @@
-"""Templates that outlive their sandboxes, so that a test of something else does not load torch for each of its runs.
+"""One template for the sandboxes of a process's tests, so that a test of something else does not load torch for each.
 
-A template is taken again only where a new one would be the same: for the same settings, environment, import path and
-folder. What a template is and how it ends has its own tests, which start their own (tests/media).
+A sandbox that is given no template gets one that is shared by those with the same environment, import path and folder,
+as the decode workers of a machine share theirs. What a template is and how it ends has its own tests, which start their
+own (`own_templates`).
 """
 
 import json
 import os
+import subprocess
 import sys
-from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import pytest
 
 from pipeline.media.decoder_process import DecoderProcess
+from pipeline.media.shared_template import SharedTemplate
 
-_load, _close = DecoderProcess._load_template, DecoderProcess.close
 
-
-class Shelf:
-    """Stands in for how a DecoderProcess gets its template, and for what becomes of that at the end."""
+class Templates:
+    """What is started when it is first wanted, and ended with the tests."""
 
     def __init__(self) -> None:
-        self._templates = defaultdict(list)
+        self._found: dict[str, tuple[SharedTemplate, subprocess.Popen[bytes] | None]] = {}
 
-    def load(self, process: DecoderProcess, stderr: IO[bytes]) -> None:
-        """Take a template that is alive, or start one."""
-        templates = self._templates[_key(process)]
-        while templates:
-            template, control = templates.pop()
-            if template.poll() is None:
-                process._template, process._control = template, control
-                return
-            control.close()
-        _load(process, stderr)
+    def here(self) -> SharedTemplate:
+        """The template of this environment, import path and folder."""
+        environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+        key = json.dumps([environment, sys.path, str(Path.cwd())], sort_keys=True)
+        if key not in self._found:
+            template = SharedTemplate()
+            self._found[key] = template, template.start(as_child=True)
+        return self._found[key][0]
 
-    def close(self, process: DecoderProcess) -> None:
-        """End the decoder and keep its template, unless either is in an unknown state."""
-        if process._channel is not None:
-            process.end(at_once=True)
-            if process._template is not None and process._template.poll() is None:
-                self._templates[_key(process)].append((process._template, process._control))
-                process._template = process._control = None
-        _close(process)
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Have every sandbox that is made meanwhile, and brings no template, take one of these."""
+        make = DecoderProcess.__init__
 
-    def clear(self) -> None:
-        """End every template."""
-        for template, control in (pair for pairs in self._templates.values() for pair in pairs):
-            control.close()
-            template.kill()
-            template.wait()
+        def taking(process: DecoderProcess, settings: dict[str, Any], shared: SharedTemplate | None = None) -> None:
+            make(process, settings, shared or self.here())
 
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(DecoderProcess, "__init__", taking)
+            yield
 
-def _key(process: DecoderProcess) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
-    return json.dumps([process._settings, environment, sys.path, str(Path.cwd())], sort_keys=True)
-
-
-@pytest.fixture(scope="package", autouse=True)
-def kept_templates() -> Iterator[None]:
-    """For a folder of tests that imports this."""
-    shelf = Shelf()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DecoderProcess, "_load_template", lambda process, stderr: shelf.load(process, stderr))
-        patch.setattr(DecoderProcess, "close", lambda process: shelf.close(process))
-        yield
-    shelf.clear()
+    def end(self) -> None:
+        for template, process in self._found.values():
+            template.end()
+            if process is not None:
+                process.kill()
+                process.wait()

@@ -159,7 +159,9 @@ class VisionTower(nn.Module):
         kernels = kernels or TorchKernels()
         self.spec = spec
         self.patch_embed = PatchEmbed(spec)
-        self.pos_embed = nn.Embedding(spec.num_position_embeddings, spec.hidden_size)
+        # Not drawn: on the meta device that loads torch's compiler (2.11), more than a second in every encode process.
+        shape = spec.num_position_embeddings, spec.hidden_size
+        self.pos_embed = nn.Embedding(*shape, _weight=torch.empty(shape))
         self.positions = PositionTables(spec)
         self.blocks = nn.ModuleList(Block(spec, kernels) for _ in range(spec.depth))
         self.merger = Merger(spec, kernels, join_first=False)

@@ -138,12 +138,12 @@ def test_the_share_of_copies_under_kernels_is_that_of_their_time() -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("one_node_ray")
 def test_the_recipe_and_patchwire_embed_the_same_videos(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     video = make_video(tmp_path / "a.mp4", num_frames=10)
-    arguments = [str(video), "--copies", "2", "--model", "random:tiny", "--set", "ray.num_cpus=2"]
+    arguments = [str(video), "--copies", "2", "--model", "random:tiny"]
     results = run(recipe.main, arguments, monkeypatch, capsys)["results"]
     assert [result["videos"] for result in results] == [2, 2]
     assert all(0.99 < result["least_cosine"] <= 1.0001 for result in results)
@@ -172,13 +172,12 @@ def test_isolation_is_measured_beside_the_same_work_in_one_process(
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("one_node_ray")
 def test_every_request_comes_through_ray_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    settings = ["--set", "ray.num_cpus=2", "--set", "ray.object_store_bytes=100000000"]
     sizes = ["--model", "random:tiny", "--grid", "2x4x4", "--requests", "5", "--warmup", "2"]
-    results = run(pipeline.main, [*sizes, *settings], monkeypatch, capsys)["results"]
+    results = run(pipeline.main, sizes, monkeypatch, capsys)["results"]
     assert [result["way"] for result in results] == ["stage alone", "two threads of it", "through Ray"]
     assert results[2]["seconds"] > 0
     assert results[2]["same_vectors"] == 5
@@ -204,10 +203,10 @@ def test_simulated_headers_are_planned_in_shards(
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("one_node_ray")
 def test_the_parts_of_a_clip_are_measured_as_far_as_the_object_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     video, image = make_video(tmp_path / "v.mp4"), make_image(tmp_path / "i.jpg")
     record = run(decode.main, ["--parts", "--repeats", "1", str(video), str(image)], monkeypatch, capsys)
     assert [result["codec"] for result in record["results"]] == ["h264", "jpeg"]

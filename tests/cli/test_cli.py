@@ -8,12 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.command import patchwire
+from tests.faults import processes
 from tests.media_factory import make_image, make_video
-
-
-def patchwire(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +25,7 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def done(media: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     out = tmp_path_factory.mktemp("out") / "OUT"
-    return out, patchwire("embed", media, "--out", out, "--model", "random:tiny", "--runner", "local")
+    return out, processes.patchwire("embed", media, "--out", out, "--model", "random:tiny", "--runner", "local")
 
 
 def test_embed_ends_with_counts_the_bottleneck_and_the_next_command(
@@ -44,7 +41,8 @@ def test_embed_ends_with_counts_the_bottleneck_and_the_next_command(
 
 
 def test_the_version_is_the_packages() -> None:
-    assert patchwire("--version").stdout.split() == ["patchwire", version("patchwire")]
+    done = processes.patchwire("--version")
+    assert (done.returncode, done.stdout.split()) == (0, ["patchwire", version("patchwire")])
 
 
 def test_a_plan_is_made_without_torch_and_ray(media: Path) -> None:
@@ -67,7 +65,7 @@ def test_verify_and_errors_read_the_output_back(done: tuple[Path, subprocess.Com
 def test_verify_finds_a_lost_fragment_and_exits_with_one(media: Path, tmp_path: Path) -> None:
     patchwire("embed", media / "i.png", "--out", tmp_path / "OUT", "--model", "random:tiny", "--runner", "local")
     next((tmp_path / "OUT" / "embeddings").glob("*.parquet")).unlink()
-    verified = patchwire("verify", tmp_path / "OUT")
+    verified = processes.patchwire("verify", tmp_path / "OUT")
     assert verified.returncode == 1
     assert "NOT ok" in verified.stdout
 
@@ -138,10 +136,15 @@ def test_inspect_of_a_bad_file_says_why_and_what_to_do(media: Path) -> None:
     assert "Convert it" in finished.stderr
 
 
+def test_a_command_that_lacks_an_argument_exits_with_two() -> None:
+    done = processes.patchwire("embed")
+    assert done.returncode == 2
+    assert "Missing" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["embed"], "Missing"),
         (["embed", "{media}", "--out", "{out}", "--runner", "spark"], "spark"),
         (["embed", "{media}/nothing", "--out", "{out}", "--model", "random:tiny", "--runner", "local"], "nothing"),
         (["plan", "{media}", "--model", "random:foo"], "random:tiny, random:2b, random:8b"),
@@ -174,7 +177,7 @@ def test_every_preset_plans(media: Path, preset: str) -> None:
 
 
 def test_doctor_finds_nothing_wrong_here() -> None:
-    finished = patchwire("doctor", "--json")
+    finished = processes.patchwire("doctor", "--json")
     assert finished.returncode == 0, finished.stdout
     assert all(check["ok"] for check in json.loads(finished.stdout))
 
@@ -188,7 +191,7 @@ def test_control_characters_of_a_name_do_not_reach_the_terminal(tmp_path: Path) 
 
 
 def test_errors_of_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
-    finished = patchwire("errors", tmp_path)
+    finished = processes.patchwire("errors", tmp_path)
     assert finished.returncode == 1
     assert "expected an output of `patchwire embed`, found none" in finished.stderr
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_cli import patchwire
+from tests.command import patchwire
 from tests.media_factory import make_image
 
 LOCAL = ("--runner", "local")

@@ -13,6 +13,7 @@ from pipeline.sink.lance_table import open_dataset
 from pipeline.sink.lease import Lease
 from pipeline.sink.output import OutputFolder
 from pipeline.sink.verify import verify_output
+from tests.command import patchwire
 from tests.faults.processes import (
     REPOSITORY,
     SETTINGS,
@@ -21,7 +22,6 @@ from tests.faults.processes import (
     fragment_bytes,
     fragment_times,
     num_fragments,
-    patchwire,
     wait_until,
 )
 from tests.sink.readers import fragments_table, lance_table
@@ -94,7 +94,10 @@ def test_a_driver_killed_while_it_commits_to_lance_leaves_a_whole_dataset_or_non
     assert open_dataset(folder).version == made
 
 
-@pytest.mark.parametrize(("runner", "number"), [("local", signal.SIGTERM), ("ray", signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("runner", "number"),
+    [("local", signal.SIGTERM), pytest.param("ray", signal.SIGINT, marks=pytest.mark.ray)],
+)
 def test_a_signal_ends_a_run_in_order_and_leaves_no_process_behind(
     videos: Path, undisturbed: Path, tmp_path: Path, runner: str, number: signal.Signals
 ) -> None:

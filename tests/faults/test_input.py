@@ -16,7 +16,8 @@ import pytest
 from pipeline.sink.output import OutputFolder
 from pipeline.sink.verify import verify_output
 from pipeline.sources.items import absolute_path
-from tests.faults.processes import SETTINGS, embed_here, num_fragments, patchwire
+from tests.command import patchwire
+from tests.faults.processes import SETTINGS, embed_here, num_fragments
 from tests.media_factory import make_image
 
 NAMES = (

@@ -5,7 +5,8 @@ import pyarrow as pa
 
 from pipeline.sink.output import Kind, OutputFolder
 from pipeline.sink.verify import verify_output
-from tests.faults.processes import SETTINGS, Command, fragment_bytes, patchwire, send, wait_until
+from tests.command import patchwire
+from tests.faults.processes import SETTINGS, Command, fragment_bytes, send, wait_until
 
 
 def test_a_killed_preparation_leaves_whole_requests_and_goes_on_with_the_rest(

@@ -11,12 +11,12 @@ import pytest
 from pipeline.media.template import DECODER_NAME as DECODER
 from pipeline.sink.output import OutputFolder
 from pipeline.sink.verify import verify_output
+from tests.command import patchwire
 from tests.faults.processes import (
     SETTINGS,
     Command,
     fragment_bytes,
     num_fragments,
-    patchwire,
     send,
     wait_until,
 )
@@ -48,6 +48,7 @@ def assert_not_open(command: Command) -> None:
         assert b"--host=127.0.0.1" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
 
 
+@pytest.mark.ray
 @pytest.mark.timeout(300)
 def test_workers_killed_in_a_ray_run_cost_no_row_and_double_none(
     videos: Path, undisturbed: Path, tmp_path: Path

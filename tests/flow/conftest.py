@@ -1,17 +1,10 @@
-"""A small corpus of real files, and one Ray for all tests of a session."""
+"""A small corpus of real files."""
 
-import logging
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.kept_templates import kept_templates as kept_templates
 from tests.media_factory import make_image, make_video
-
-CORES = 2
-STORE_BYTES = 256 << 20
 
 
 @pytest.fixture(scope="session")
@@ -29,22 +22,3 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "cut.mp4").write_bytes(whole[: len(whole) // 2])
     (folder / "text.mp4").write_text("not a video")
     return folder
-
-
-@pytest.fixture(scope="session")
-def one_node_ray() -> Iterator[None]:
-    """A real Ray on this machine, shared because it takes seconds to start."""
-    import ray
-
-    logging.getLogger("ray").setLevel(logging.ERROR)
-
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(
-        address="local",
-        num_cpus=CORES,
-        object_store_memory=STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()

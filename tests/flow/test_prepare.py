@@ -16,7 +16,7 @@ from pipeline.sink.fragments import read_table
 from pipeline.sink.output import Kind, OutputFolder
 from pipeline.sink.verify import verify_output
 from pipeline.stages.prepared import Load
-from tests.cli.test_cli import patchwire
+from tests.command import patchwire
 from tests.containers import make_shard
 from tests.flow.tables import embeddings_of, errors_of
 from tests.media_factory import make_image, make_video

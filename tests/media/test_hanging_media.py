@@ -24,6 +24,8 @@ from tests.flow.tables import embeddings_of, errors_of
 from tests.media.helpers import make_job, probe, rows_of
 from tests.media_factory import make_video
 
+pytestmark = pytest.mark.own_templates
+
 VALUES = {
     "model": "random:tiny",
     "request": {"max_patches": 1},

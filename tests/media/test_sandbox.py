@@ -5,8 +5,6 @@ import os
 import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 import weakref
@@ -18,7 +16,7 @@ import pytest
 from PIL import Image
 
 from pipeline.config import DecodeConfig, ImagesConfig, LimitsConfig
-from pipeline.errors import ErrorCode, MediaError, RequestError, RunError, Stage
+from pipeline.errors import ErrorCode, MediaError, RequestError, Stage
 from pipeline.media.container import MediaType
 from pipeline.media.sandbox import Sandbox, SharedBuffer
 from tests.media.helpers import evenly, make_job, probe, rows_of
@@ -96,61 +94,6 @@ def test_decoder_that_died_idle_is_replaced_without_an_error(made):
         os.kill(box.pid, signal.SIGKILL)
         assert wait_until(lambda: has_ended(box.pid))
         assert box.probe(str(made("h264.mp4"))).num_frames == 24
-
-
-def parent_of(pid):
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-def test_template_is_fit_for_forking_and_outlives_the_decoders_that_are_killed(made):
-    with make_sandbox() as box:
-        templates = set()
-        for _ in range(3):
-            box.probe(str(made("h264.mp4")))
-            templates.add(parent_of(box.pid))
-            os.kill(box.pid, signal.SIGKILL)
-            assert wait_until(lambda: has_ended(box.pid))
-        (template,) = templates
-        assert len(list(Path(f"/proc/{template}/task").iterdir())) == 1
-    assert has_ended(template)
-
-
-def test_machine_without_room_for_a_process_stops_the_run_and_says_so(monkeypatch, made):
-    """The limit does not bind root, so the template is one that says what the system would have said."""
-    refusing = (
-        "import errno, os, sys; from pipeline.media import template\n"
-        "def fork(): raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))\n"
-        "os.fork = fork; template.main()\n"
-    )
-    start = subprocess.Popen
-    monkeypatch.setattr(
-        subprocess, "Popen", lambda line, **named: start([line[0], "-P", "-c", refusing, *line[4:]], **named)
-    )
-    with make_sandbox() as box, pytest.raises(RunError, match="could not be forked: Resource temporarily unavailable"):
-        box.probe(str(made("h264.mp4")))
-
-
-def test_killed_template_is_replaced_without_an_error(made):
-    with make_sandbox() as box:
-        box.probe(str(made("h264.mp4")))
-        decoder, template = box.pid, parent_of(box.pid)
-        os.kill(template, signal.SIGKILL)
-        assert wait_until(lambda: has_ended(decoder))
-        assert box.probe(str(made("h264.mp4"))).num_frames == 24
-        assert parent_of(box.pid) != template
-
-
-def test_decoder_does_not_outlive_its_parent(made):
-    code = (
-        "import sys, time; from tests.media.test_sandbox import make_sandbox\n"
-        "box = make_sandbox(); box.probe(sys.argv[1]); print(box.pid, flush=True); time.sleep(60)\n"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", code, str(made("h264.mp4"))], stdout=subprocess.PIPE, text=True)
-    with parent:
-        child = int(parent.stdout.readline())
-        assert not has_ended(child)
-        parent.kill()
-    assert wait_until(lambda: has_ended(child))
 
 
 def test_clip_that_needs_too_much_memory_is_an_error_and_the_next_one_is_served(tmp_path):
@@ -258,13 +201,6 @@ def test_animation_is_decoded_as_a_video(tmp_path):
         assert rows_of(box, make_job(path, info, [0, 1, 4])).shape == (2 * 24, 1536)
 
 
-def test_decoder_that_cannot_start_stops_the_run_and_says_why(monkeypatch, made):
-    with make_sandbox() as box:
-        monkeypatch.setattr(sys, "executable", "/bin/false")
-        with pytest.raises(RunError, match="did not start"):
-            box.probe(str(made("h264.mp4")))
-
-
 @pytest.mark.parametrize(
     "answer",
     [
@@ -327,17 +263,6 @@ def test_a_probe_may_put_its_deadline_off_once_and_no_further_than_the_largest_f
                 box.probe("/x.mp4")
             with pytest.raises(MediaError, match=r"within 0\.2 s"):
                 box.probe("/x.mp4")
-
-
-def test_closed_sandbox_has_no_process_and_starts_again_when_asked(made):
-    box = make_sandbox()
-    box.probe(str(made("h264.mp4")))
-    pid = box.pid
-    box.close()
-    assert box.pid is None
-    assert has_ended(pid)
-    assert box.probe(str(made("h264.mp4"))).num_frames == 24
-    box.close()
 
 
 def test_memory_does_not_grow_with_the_number_of_frames(tmp_path):

@@ -16,7 +16,10 @@ from pipeline.media import shared_template
 from pipeline.media.sandbox import Sandbox
 from pipeline.media.shared_template import SharedTemplate
 from tests.media.helpers import make_job, probe, rows_of
-from tests.media.test_sandbox import has_ended, parent_of, wait_until
+from tests.media.test_sandbox import has_ended, wait_until
+from tests.media.test_template import parent_of
+
+pytestmark = pytest.mark.own_templates
 
 
 @pytest.fixture

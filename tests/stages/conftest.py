@@ -1,1 +1,0 @@
-from tests.kept_templates import kept_templates as kept_templates
