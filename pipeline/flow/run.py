@@ -1,6 +1,5 @@
 """A run from its arguments to its summary: list, plan once, do what is missing, write down how it went."""
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -14,6 +13,7 @@ from pipeline.errors import UsageError
 from pipeline.flow.error_rate import ErrorRate
 from pipeline.flow.forecast import measured_rates
 from pipeline.flow.lookahead import Lookahead
+from pipeline.flow.outside import outside
 from pipeline.flow.plan_store import (
     Missing,
     announce_retry,
@@ -32,8 +32,6 @@ from pipeline.flow.progress import Display, Progress, QuietDisplay
 from pipeline.flow.runner import Job, Runner
 from pipeline.flow.summary import RunSummary, finished_record, utc_now
 from pipeline.media.attempts import Attempts
-from pipeline.media.inside import container_of
-from pipeline.media.location import path_uri
 from pipeline.plan.clips import Recipe
 from pipeline.plan.planner import EMPTY_PLAN, Plan, Prober, make_plan
 from pipeline.plan.probe import ProbeResult
@@ -155,22 +153,12 @@ def _plan_and_run(
     folder = OutputFolder(str(out))
     refuse_if_held(folder)
     # Before the run is opened, so that a mistyped source leaves no folder behind.
-    listing = _outside(list_sources(specs, settings.sources), folder)
+    listing = outside(list_sources(specs, settings.sources), folder)
     with ExitStack() as stack:
         shown = stack.enter_context(display or QuietDisplay())
         run = stack.enter_context(OpenRun(settings, folder, shown, makes))
         working = stack.enter_context(make_runner(runner, settings, address, folder.attempts_uri))
         return run.embed(listing, working)
-
-
-def _outside(listing: Listing, folder: OutputFolder) -> Listing:
-    """What is not in the output itself: a run's own tables are no media, and there would be more of them each time."""
-    place = folder.uri if folder.local is None else path_uri(os.fsencode(folder.local))
-    inside = place.rstrip("/") + "/"
-    return Listing(
-        items=tuple(item for item in listing.items if not container_of(item.uri).startswith(inside)),
-        failures=tuple(failure for failure in listing.failures if not container_of(failure.uri).startswith(inside)),
-    )
 
 
 def retry(

@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 
 from pipeline import Config, embed, prepare
+from pipeline.config import SourcesConfig
 from pipeline.errors import ModelError, OutputMismatchError, UsageError
+from pipeline.flow.outside import outside
 from pipeline.flow.run import RunSummary
 from pipeline.sink.compact import read_manifest
 from pipeline.sink.lance_table import open_dataset
 from pipeline.sink.output import Kind, OutputFolder
 from pipeline.sink.verify import verify_output
+from pipeline.sources.listing import list_sources
 from tests.flow.tables import embeddings_of, errors_of, fragments_of
 from tests.media_factory import make_image, make_video
 from tests.sink.readers import fragments_table, lance_table
@@ -193,6 +196,49 @@ def test_an_output_inside_its_own_sources_is_not_embedded(tmp_path: Path) -> Non
     make_image(tmp_path / "a.png")
     for _ in range(2):
         summary = run(tmp_path, tmp_path / "OUT")
+        assert (summary.num_sources, summary.exit_code) == (1, 0)
+
+
+@pytest.mark.parametrize("source", [".", "../src", "../link", "../src/*"])
+@pytest.mark.parametrize("out", ["OUT", "../src/OUT", "../link/OUT", "../link/../src/OUT", "../elsewhere"])
+def test_an_output_inside_its_sources_is_known_however_either_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, out: str
+) -> None:
+    """`elsewhere` is a link to OUT, and `src` has a link to one of OUT's files."""
+    folder = tmp_path / "src"
+    (folder / "OUT").mkdir(parents=True)
+    make_image(folder / "a.png")
+    (folder / "table.parquet").symlink_to("OUT/plan/plan.parquet")
+    (tmp_path / "link").symlink_to(folder)
+    (tmp_path / "elsewhere").symlink_to(folder / "OUT")
+    (folder / "OUT" / "plan").mkdir()
+    (folder / "OUT" / "plan" / "plan.parquet").write_bytes(b"")
+    (folder / "OUTER").mkdir()
+    make_image(folder / "OUTER" / "b.png", seed=1)
+    monkeypatch.chdir(folder)
+    listing = outside(list_sources([source], SourcesConfig()), OutputFolder(out))
+    assert {Path(item.uri).name for item in listing.items} == {"a.png", "b.png"}
+    assert not listing.failures
+
+
+def test_an_output_in_a_store_is_known_by_another_spelling_of_its_url(tmp_path: Path) -> None:
+    (tmp_path / "OUT").mkdir()
+    for path in (tmp_path / "a.png", tmp_path / "OUT" / "b.png"):
+        make_image(path)
+    for source in (f"local://{tmp_path}", f"file://{tmp_path}", str(tmp_path)):
+        for out in (f"local://{tmp_path}/OUT", f"file://{tmp_path}/OUT/", str(tmp_path / "OUT")):
+            listing = outside(list_sources([source], SourcesConfig()), OutputFolder(out))
+            assert [Path(item.uri).name for item in listing.items] == ["a.png"], (source, out)
+
+
+def test_a_second_run_into_a_folder_of_the_sources_named_by_its_parent_finds_nothing_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "src").mkdir()
+    make_image(tmp_path / "src" / "a.png")
+    monkeypatch.chdir(tmp_path / "src")
+    for _ in range(2):
+        summary = run(Path("../src"), Path("../src/OUT"))
         assert (summary.num_sources, summary.exit_code) == (1, 0)
 
 
