@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline import Config, embed, prepare
 from pipeline.config import SourcesConfig
@@ -15,6 +16,7 @@ from pipeline.sink.compact import read_manifest
 from pipeline.sink.lance_table import open_dataset
 from pipeline.sink.output import Kind, OutputFolder
 from pipeline.sink.verify import verify_output
+from pipeline.sources.content_id import WHOLE_LIMIT_BYTES
 from pipeline.sources.listing import list_sources
 from tests.flow.tables import embeddings_of, errors_of, fragments_of
 from tests.media_factory import make_image, make_video
@@ -173,6 +175,41 @@ def test_a_touched_file_is_still_the_one_that_was_planned(tmp_path: Path) -> Non
     os.utime(video, ns=(0, 12345))
     assert run(video, tmp_path / "OUT").exit_code == 0
     assert fragment.read_bytes() == content
+
+
+def test_a_large_picture_that_was_touched_and_copied_keeps_its_one_vector(tmp_path: Path) -> None:
+    large = tmp_path / "media" / "a.bmp"
+    large.parent.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 255, (1, 8, 3), dtype=np.uint8)
+    Image.fromarray(np.tile(pixels, (4800, 600, 1))).save(large)
+    assert large.stat().st_size > WHOLE_LIMIT_BYTES
+    shutil.copy(large, large.with_name("b.bmp"))
+    small = {"sizes": {"max_tokens_per_frame": 16}}
+    assert run(large.parent, tmp_path / "OUT", **small).num_requests == 1
+    for path in large.parent.iterdir():
+        os.utime(path, ns=(1, 1))
+    assert run(large.parent, tmp_path / "OUT", **small).num_requests == 0
+    rows = embeddings_of(tmp_path / "OUT").to_pylist()
+    assert [Path(row["source_uri"]).name for row in rows] == ["a.bmp", "b.bmp"]
+    assert len({row["source_id"] for row in rows}) == 1
+    assert verify_output(OutputFolder(str(tmp_path / "OUT"))).ok
+
+
+def test_an_output_with_ids_of_large_files_of_an_earlier_version_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows stay; a file that was touched since is new content, as it was then."""
+    video = make_video(tmp_path / "v.mp4", num_frames=10)
+    monkeypatch.setattr("pipeline.plan.probe.content_id", lambda item: f"sampled-{item.modified_ns:032x}")
+    run(video, tmp_path / "OUT")
+    monkeypatch.undo()
+    next((tmp_path / "OUT" / "embeddings").glob("*.parquet")).unlink()
+    assert run(video, tmp_path / "OUT").num_requests == 1
+    os.utime(video, ns=(1, 1))
+    assert run(video, tmp_path / "OUT").num_requests == 1
+    ids = embeddings_of(tmp_path / "OUT")["source_id"].to_pylist()
+    assert sorted(source_id.partition("-")[0] for source_id in ids) == ["b2", "sampled"]
+    assert verify_output(OutputFolder(str(tmp_path / "OUT"))).ok
 
 
 def test_a_clip_is_read_from_another_of_its_paths_where_the_first_is_gone(tmp_path: Path) -> None:
