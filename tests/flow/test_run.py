@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pipeline import Config, embed, prepare
@@ -109,6 +110,69 @@ def test_changed_bytes_under_a_path_get_their_own_row(tmp_path: Path) -> None:
 def test_another_config_refuses_to_mix_and_names_the_key(corpus: Path, done: Path) -> None:
     with pytest.raises(OutputMismatchError, match=r"frames.fps: null there, 1.0 now"):
         run(corpus, done, frames={"fps": 1.0})
+
+
+def edit_record(out: Path, **changes: object) -> None:
+    record = json.loads((out / "run.json").read_text()) | changes
+    (out / "run.json").write_text(json.dumps({name: value for name, value in record.items() if value is not ...}))
+
+
+def arithmetic_of(out: Path) -> str | None:
+    return json.loads((out / "run.json").read_text())["arithmetic"]
+
+
+def test_an_output_in_another_machines_arithmetic_is_refused_and_goes_on_where_that_is_asked(tmp_path: Path) -> None:
+    media, out = tmp_path / "media", tmp_path / "OUT"
+    media.mkdir()
+    make_image(media / "a.png")
+    run(media, out, encode={"device": "cpu"})
+    assert arithmetic_of(out) == "float32"
+    edit_record(out, arithmetic="bfloat16")  # as a GPU would have made it
+    make_image(media / "b.png", seed=1)
+    before = fragments_of(out)
+    with pytest.raises(OutputMismatchError, match=r'"bfloat16" there, is "float32" now(.|\n)*encode.dtype=bfloat16'):
+        run(media, out, encode={"device": "cpu"})
+    assert fragments_of(out) == before
+    assert run(media, out, encode={"device": "cpu", "dtype": "bfloat16"}).num_new_rows == 1
+    assert arithmetic_of(out) == "bfloat16"
+    rows = embeddings_of(out).to_pylist()
+    assert len({row["config_hash"] for row in rows}) == 1
+    in_float32 = embeddings_of_run(media, tmp_path / "F", encode={"device": "cpu", "dtype": "float32"})
+    difference = np.abs(np.array(rows[1]["embedding"]) - np.array(in_float32[1]["embedding"])).max()
+    assert 1e-5 < difference < 1e-1
+    assert verify_output(OutputFolder(str(out))).ok
+    with pytest.raises(OutputMismatchError, match=r'encode.dtype: "auto" there, "float32" now'):
+        run(media, out, encode={"dtype": "float32"})
+
+
+def embeddings_of_run(media: Path, out: Path, **sections: object) -> list[dict[str, object]]:
+    run(media, out, **sections)
+    return embeddings_of(out).to_pylist()
+
+
+def test_an_output_that_does_not_say_its_arithmetic_goes_on_and_says_it_once_something_was_encoded(
+    tmp_path: Path,
+) -> None:
+    media, out = tmp_path / "media", tmp_path / "OUT"
+    media.mkdir()
+    make_image(media / "a.png")
+    run(media, out, encode={"device": "cpu"})
+    edit_record(out, arithmetic=...)
+    run(media, out, encode={"device": "cpu"})
+    assert arithmetic_of(out) is None
+    make_image(media / "b.png", seed=1)
+    run(media, out, encode={"device": "cpu"})
+    assert arithmetic_of(out) == "float32"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    image, out = make_image(tmp_path / "a.png"), tmp_path / "OUT"
+    with pytest.raises(UsageError, match=r"encode.device=cuda: expected a GPU"):
+        run(image, out, encode={"device": "cuda"})
+    assert not out.exists()
+    config = Config.from_values({"model": "random:tiny", "encode": {"device": "cuda"}})
+    assert prepare(image, tmp_path / "P", config=config, runner="local").num_requests == 1
 
 
 def test_a_clip_does_not_depend_on_what_it_was_packed_with(corpus: Path, done: Path, tmp_path: Path) -> None:
