@@ -47,6 +47,7 @@ from pipeline.sink.lance_commit import commit_lance
 from pipeline.sink.lance_table import require_lance
 from pipeline.sink.lease import Lease, refuse_if_held
 from pipeline.sink.output import Kind, OutputFolder
+from pipeline.sink.reading import readable
 from pipeline.sink.run_record import (
     ModelIdentity,
     RunRecord,
@@ -491,7 +492,11 @@ class OpenRun:
         )
 
     def _count_errors(self) -> int:
-        return sum(count_rows(self._folder, Kind.ERRORS, stem) for stem in self._folder.fragments(Kind.ERRORS))
+        num_errors = 0
+        for stem in self._folder.fragments(Kind.ERRORS):
+            with readable(self._folder, Kind.ERRORS, stem):
+                num_errors += count_rows(self._folder, Kind.ERRORS, stem)
+        return num_errors
 
 
 def identity_of(checkpoint: Checkpoint) -> ModelIdentity:

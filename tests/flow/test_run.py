@@ -10,9 +10,9 @@ from PIL import Image
 
 from pipeline import Config, embed, prepare
 from pipeline.config import SourcesConfig
-from pipeline.errors import ModelError, OutputMismatchError, UsageError
+from pipeline.errors import ModelError, OutputError, OutputMismatchError, UsageError
 from pipeline.flow.outside import outside
-from pipeline.flow.run import RunSummary
+from pipeline.flow.run import RunSummary, retry
 from pipeline.sink.compact import read_manifest
 from pipeline.sink.lance_table import open_dataset
 from pipeline.sink.output import Kind, OutputFolder
@@ -84,6 +84,36 @@ def test_a_lost_fragment_is_made_again_with_the_same_bytes(corpus: Path, done: P
     fragment.unlink()
     assert run(corpus, done).num_requests == 1
     assert fragment.read_bytes() == content
+
+
+@pytest.mark.parametrize("kind", [Kind.PLAN, Kind.SOURCES, Kind.ERRORS])
+def test_a_table_of_the_plan_that_is_cut_off_is_named_with_what_to_do(tmp_path: Path, kind: Kind) -> None:
+    image, out = make_image(tmp_path / "a.png"), tmp_path / "OUT"
+    run(image, out)
+    os.truncate(out / kind / "plan.parquet", 300)
+    said = rf"{kind}/plan.parquet: cannot be read: .*restore it from a copy, or name another --out"
+    for again in (run, lambda _, out: retry(out, runner="local")):
+        with pytest.raises(OutputError, match=said):
+            again(image, out)
+
+
+def test_a_requests_errors_that_are_cut_off_are_named_and_made_again_as_said(tmp_path: Path) -> None:
+    video, out = make_video(tmp_path / "a.mp4", num_frames=10), tmp_path / "OUT"
+    run(video, out)
+    next((out / "embeddings").glob("*.parquet")).unlink()
+    make_image(tmp_path / "other.png").replace(video)
+    assert run(video, out).exit_code == 3
+    [errors] = [path for path in (out / "errors").iterdir() if path.stem != "plan"]
+    content = errors.read_bytes()
+    os.truncate(errors, 100)
+    name = errors.name
+    with pytest.raises(OutputError, match=rf"remove embeddings/{name} and errors/{name} and run the same"):
+        run(video, out)
+    (out / "embeddings" / name).unlink()
+    errors.unlink()
+    assert run(video, out).exit_code == 3
+    assert errors.read_bytes() == content
+    assert verify_output(OutputFolder(str(out))).ok
 
 
 def test_an_added_file_is_the_only_work_of_the_next_run(corpus: Path, tmp_path: Path) -> None:
