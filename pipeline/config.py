@@ -176,14 +176,19 @@ class RequestConfig(Section):
     )
 
 
+Device = Literal["cpu", "cuda"]
+Arithmetic = Literal["float32", "bfloat16", "float8"]
+
+
 class EncodeConfig(Section):
     """Where and how the encoder runs."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="`auto` takes CUDA where there is one.")
     dtype: Literal["auto", "float32", "bfloat16", "float8"] = Field(
         default="auto",
-        description="Encoder arithmetic: `auto` is bfloat16 on CUDA and float32 on a CPU. `float8`: bfloat16, with the "
-        "blocks' matrix products in 8 bits; a model that this changes too much is refused.",
+        description="Encoder arithmetic: `auto` is bfloat16 on CUDA and float32 on a CPU; all runs of an output must "
+        "compute in what it was begun with. `float8`: bfloat16, with the blocks' matrix products in 8 bits; a model "
+        "that this changes too much is refused.",
     )
     float8_least_cosine: float = Field(
         default=0.999,
@@ -203,6 +208,12 @@ class EncodeConfig(Section):
     threads: int | None = _positive_or_none(
         le=1024, description="CPU threads of the encoder. None: every core. The same number gives the same bits."
     )
+
+    def arithmetic(self, device: Device) -> Arithmetic:
+        """What the encoder computes in on a device."""
+        if self.dtype == "auto":
+            return "bfloat16" if device == "cuda" else "float32"
+        return self.dtype
 
 
 class OutputConfig(Section):

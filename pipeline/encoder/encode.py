@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 
 from pipeline.checkpoint import Checkpoint, VisionSpec
-from pipeline.config import OutputConfig
+from pipeline.config import Arithmetic, OutputConfig
 from pipeline.device.turns import IndivisibleError
 from pipeline.encoder.calibration import check_float8
 from pipeline.encoder.counts import Grid, num_patches, num_vectors, split_chunks
 from pipeline.encoder.float8 import to_float8
 from pipeline.encoder.graphs import FrameGraphs, FrameShape, bucket_of
 from pipeline.encoder.kernels import FLOAT8, Kernels, make_kernels
-from pipeline.encoder.memory import Arithmetic, affordable_patches, peak_bytes
+from pipeline.encoder.memory import affordable_patches, peak_bytes
 from pipeline.encoder.pixels import PixelNormalizer
 from pipeline.encoder.pooling import OUTPUT_DTYPES, clip_means, finish, frame_means
 from pipeline.encoder.tower import VisionTower

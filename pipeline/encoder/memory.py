@@ -5,12 +5,8 @@ checked against the allocator by a test. Attention needs no memory of its own: i
 by their names here, because a plan is predicted where torch is not loaded.
 """
 
-from typing import Literal
-
 from pipeline.checkpoint import VisionSpec
-from pipeline.config import OutputConfig
-
-Arithmetic = Literal["float32", "bfloat16", "float8"]
+from pipeline.config import Arithmetic, OutputConfig
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8": 2}  # of a value; float8 is of the products only
 _SHARE_OF_FREE = 0.4  # two requests may be under way, and another's bytes arriving

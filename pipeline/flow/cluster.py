@@ -25,7 +25,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -40,7 +40,7 @@ from actors.decode import DecodeActor, Decoders, PrepareActor, ProbeActor
 from actors.encode import EncodeActor, EncodePreparedActor
 from actors.share import ShareDesk
 from actors.write import WriteActor
-from pipeline.config import Config, RayConfig
+from pipeline.config import Config, Device, RayConfig
 from pipeline.device.store_mapping import suggested_store_bytes
 from pipeline.errors import PatchwireError, RunError, UsageError
 from pipeline.flow.address import require_answer
@@ -93,15 +93,18 @@ class RayRunner:
         self.capacity = Capacity(decode=1, encode=1)
 
     def __enter__(self) -> Self:
-        if not ray.is_initialized():
-            _quiet_logging()
-            with _sigterm_kept():
-                self._connect()
-            self._started_here = True
-        self._cores = float(ray.cluster_resources().get("CPU", 1))
-        self._gpus = int(ray.cluster_resources().get("GPU", 0))
-        self._num_nodes = sum(node["Alive"] for node in ray.nodes())
-        self.capacity = Capacity(decode=self._decode_workers, encode=self._encode_workers)
+        with ExitStack() as stack:
+            stack.push(self)  # what was started ends where the rest fails
+            if not ray.is_initialized():
+                _quiet_logging()
+                self._started_here = True
+                with _sigterm_kept():
+                    self._connect()
+            self._cores = float(ray.cluster_resources().get("CPU", 1))
+            self._gpus = int(ray.cluster_resources().get("GPU", 0))
+            self._num_nodes = sum(node["Alive"] for node in ray.nodes())
+            self.capacity = Capacity(decode=self._decode_workers, encode=self._encode_workers)
+            stack.pop_all()
         return self
 
     def __exit__(
@@ -260,6 +263,11 @@ class RayRunner:
             max_tasks_in_flight_per_actor=self._config.ray.requests_in_flight + num_decoding,
         )
         return {"num_gpus": 1, "num_cpus": 0, "compute": pool}
+
+    @property
+    def device(self) -> Device:
+        """What encode actors run on. Raises: UsageError where the settings ask for a GPU and there is none."""
+        return "cuda" if self._on_gpu else "cpu"
 
     @property
     def _on_gpu(self) -> bool:

@@ -50,7 +50,7 @@ def machine(config: Config, num_cores: int | None = None, num_gpus: int | None =
 
 def device_memory_bytes(found: PlanSummary, vision: VisionSpec, config: Config) -> int:
     """Device memory that the plan's hungriest request takes on CUDA beside the weights; 0 for an empty plan."""
-    arithmetic = "bfloat16" if config.encode.dtype == "auto" else config.encode.dtype
+    arithmetic = config.encode.arithmetic("cuda")
     return max(
         (
             request_bytes(

@@ -8,7 +8,7 @@ from typing import Self
 
 import pyarrow as pa
 
-from pipeline.config import Config
+from pipeline.config import Config, Device
 from pipeline.flow.runner import Capacity, Job, MainRun
 from pipeline.plan.probe import ProbeResult, items_table, results_of
 from pipeline.plan.schema import RequestPlan, plan_table
@@ -33,8 +33,16 @@ class LocalRunner:
     plans_ahead = False
 
     def __init__(self, config: Config, attempts_uri: str | None = None) -> None:
+        self._config = config
         self._attempts_uri = attempts_uri
         self.sandbox = make_sandbox(config, attempts_uri)
+
+    @property
+    def device(self) -> Device:
+        """What this process encodes on. Raises: UsageError where the settings ask for a GPU and there is none."""
+        from pipeline.stages.encode import encode_device  # torch, as below
+
+        return "cuda" if encode_device(self._config).type == "cuda" else "cpu"
 
     def __enter__(self) -> Self:
         return self

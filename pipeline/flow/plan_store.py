@@ -26,11 +26,10 @@ from pipeline.plan.shards import ShardLimits, cut
 from pipeline.sink.atomic import write_atomically
 from pipeline.sink.fragments import done_requests, read_table, write_table
 from pipeline.sink.output import Kind, OutputFolder
-from pipeline.sink.reading import stream_batches, stream_rows
+from pipeline.sink.reading import PLAN_STEM, readable, stream_batches, stream_rows
 from pipeline.sink.schema import errors_table
 from pipeline.sources.listing import Listing, SourceFailure, SourceItem
 
-PLAN_STEM = "plan"
 RETRY = "retry.json"
 _STEM = re.compile(rf"{PLAN_STEM}(-\d{{5,}})?")
 _ROWS_PER_BATCH = 256
@@ -93,15 +92,17 @@ def _known_paths(folder: OutputFolder, stems: Sequence[str]) -> tuple[dict[str, 
     size = _ShardSize()
     for stem in stems:
         size = _ShardSize()
-        for batch in stream_batches(folder, Kind.SOURCES, stem, ("source_uri", "num_bytes")):
-            shard_of.update(dict.fromkeys(batch.column("source_uri").to_pylist(), stem))
-            size = _ShardSize(
-                size.num_sources + batch.num_rows, size.num_bytes + (pc.sum(batch["num_bytes"]).as_py() or 0)
-            )
+        with readable(folder, Kind.SOURCES, stem):
+            for batch in stream_batches(folder, Kind.SOURCES, stem, ("source_uri", "num_bytes")):
+                shard_of.update(dict.fromkeys(batch.column("source_uri").to_pylist(), stem))
+                size = _ShardSize(
+                    size.num_sources + batch.num_rows, size.num_bytes + (pc.sum(batch["num_bytes"]).as_py() or 0)
+                )
     for stem in stems[-1:]:
-        for row in stream_rows(folder, Kind.PLAN, stem, ("clips.source_uris",)):
-            clips: list[dict[str, list[str]]] = row["clips"]  # type: ignore[assignment]
-            shard_of.update((uri, stem) for clip in clips for uri in clip["source_uris"] if uri not in shard_of)
+        with readable(folder, Kind.PLAN, stem):
+            for row in stream_rows(folder, Kind.PLAN, stem, ("clips.source_uris",)):
+                clips: list[dict[str, list[str]]] = row["clips"]  # type: ignore[assignment]
+                shard_of.update((uri, stem) for clip in clips for uri in clip["source_uris"] if uri not in shard_of)
     return shard_of, size
 
 
@@ -114,21 +115,25 @@ def _next_number(stems: Sequence[str]) -> int:
 
 
 def read_plan(folder: OutputFolder, stem: str) -> Plan:
-    """Read one shard of the output's plan, or EMPTY_PLAN where there is none of that name yet."""
+    """Read one shard of the output's plan, or EMPTY_PLAN where there is none of that name yet.
+
+    Raises: OutputError that names the file where one of the shard's three cannot be read.
+    """
     if stem not in plan_stems(folder):
         return EMPTY_PLAN
-    batches = stream_batches(folder, Kind.PLAN, stem, batch_rows=_ROWS_PER_BATCH)
-    return Plan(
-        requests=tuple(request for batch in batches for request in requests_of(pa.Table.from_batches([batch]))),
-        sources=sources_of(read_table(folder, Kind.SOURCES, stem)),
-        failures=_read_failures(folder, stem),
-    )
+    with readable(folder, Kind.PLAN, stem):
+        batches = stream_batches(folder, Kind.PLAN, stem, batch_rows=_ROWS_PER_BATCH)
+        requests = tuple(request for batch in batches for request in requests_of(pa.Table.from_batches([batch])))
+    with readable(folder, Kind.SOURCES, stem):
+        sources = sources_of(read_table(folder, Kind.SOURCES, stem))
+    return Plan(requests=requests, sources=sources, failures=_read_failures(folder, stem))
 
 
 def _read_failures(folder: OutputFolder, stem: str) -> tuple[Failure, ...]:
     if stem not in folder.fragments(Kind.ERRORS):
         return ()
-    return failures_of(read_table(folder, Kind.ERRORS, stem))
+    with readable(folder, Kind.ERRORS, stem):
+        return failures_of(read_table(folder, Kind.ERRORS, stem))
 
 
 def write_plan(folder: OutputFolder, stem: str, plan: Plan, errors_schema: pa.Schema) -> None:
@@ -139,10 +144,11 @@ def write_plan(folder: OutputFolder, stem: str, plan: Plan, errors_schema: pa.Sc
 
 
 def planned_requests(folder: OutputFolder) -> Iterator[str]:
-    """Name all requests that are planned. Cost: one column of the plan is read."""
+    """Name all requests that are planned. Raises: OutputError. Cost: one column of the plan is read."""
     for stem in plan_stems(folder):
-        for batch in stream_batches(folder, Kind.PLAN, stem, ("request_id",)):
-            yield from batch.column("request_id").to_pylist()
+        with readable(folder, Kind.PLAN, stem):
+            for batch in stream_batches(folder, Kind.PLAN, stem, ("request_id",)):
+                yield from batch.column("request_id").to_pylist()
 
 
 def announce_retry(folder: OutputFolder, request_ids: Collection[str]) -> None:
@@ -190,7 +196,8 @@ class Missing:
 
 
 def _without_rows(folder: OutputFolder, request: RequestPlan) -> list[RequestPlan]:
-    batches = stream_batches(folder, Kind.EMBEDDINGS, request.request_id, ("clip_id",))
-    embedded = {clip_id for batch in batches for clip_id in batch.column("clip_id").unique().to_pylist()}
+    with readable(folder, Kind.EMBEDDINGS, request.request_id):
+        batches = stream_batches(folder, Kind.EMBEDDINGS, request.request_id, ("clip_id",))
+        embedded = {clip_id for batch in batches for clip_id in batch.column("clip_id").unique().to_pylist()}
     clips = tuple(clip for clip in request.clips if not embedded.issuperset(clip.clip_ids))
     return [RequestPlan(request_id=request.request_id, clips=clips)] if clips else []

@@ -10,6 +10,7 @@ uint8 and in the official order (`media/patchify.py`); everything that can be wr
 and once more when they are loaded.
 """
 
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from pipeline.checkpoint import resolve_model
 from pipeline.config import Config
 from pipeline.digest import digest_bytes, digest_values
 from pipeline.errors import OutputError, RequestError
-from pipeline.flow.plan_store import PLAN_STEM, write_plan
+from pipeline.flow.plan_store import plan_stems, write_plan
 from pipeline.flow.run import identity_of
 from pipeline.flow.summary import utc_now
 from pipeline.media.container import MediaType
@@ -35,6 +36,7 @@ from pipeline.request.layout import RequestLayout
 from pipeline.request.table import RequestMeta, wrap_request
 from pipeline.sink.lease import Lease
 from pipeline.sink.output import Kind, OutputFolder
+from pipeline.sink.reading import PLAN_STEM
 from pipeline.sink.run_record import RunRecord, read_run_record, write_run_record
 from pipeline.sink.schema import errors_schema
 from pipeline.stages.request_file import write_request
@@ -46,8 +48,9 @@ DECODER = "precomputed"
 class PrecomputedClip:
     """One clip whose patch rows exist.
 
-    `patch_rows` is (t * h * w, 1536) for a `video` (C, T, 16, 16), or (h * w, 768) for an `image`: uint8, or other
-    integers from 0 to 255. `timestamps_seconds` has one entry a temporal patch; empty counts them from 0, one a second.
+    `grid_thw` holds integers, Python's or numpy's. `patch_rows` is (t * h * w, 1536) for a `video` (C, T, 16, 16), or
+    (h * w, 768) for an `image`: uint8, or other integers from 0 to 255. `timestamps_seconds` has one entry a
+    temporal patch; empty counts them from 0, one a second.
     """
 
     source_uri: str
@@ -67,26 +70,38 @@ def store_precomputed(
 
     Args:
         clips: taken one by one; a clip of a source comes once.
-        out: a new folder, local or an fsspec URL.
+        out: a new folder, local or an fsspec URL, or what a call that did not end has left: it begins anew.
         model: replaces the config's model if given: whose patch rows these are.
         config: what the clips were made with, as far as Patchwire knows it; `embed` refuses another one.
-    Raises: RequestError for a clip that is not what it says; OutputError where the folder holds anything.
+    Raises: RequestError for a clip that is not what it says, after which the same call may be made again; OutputError
+        where the folder holds a run that came further.
     Cost: each row is copied once; one open request a shape is held.
     """
     settings = (config or Config()) if model is None else (config or Config()).model_copy(update={"model": model})
     identity = identity_of(resolve_model(settings.model))
     folder = OutputFolder(str(out))
-    if read_run_record(folder) is not None:
-        raise OutputError(f"output {folder.uri!r}: expected a new folder, it holds a run already")
+    _require_unfinished(folder)
     folder.create(Kind.REQUESTS)
     record = RunRecord.begun(settings, identity, Kind.REQUESTS, utc_now())
     with Lease(folder):
+        _require_unfinished(folder)
+        for request_id in folder.fragments(Kind.REQUESTS):
+            folder.remove(folder.name(Kind.REQUESTS, request_id))
         write_run_record(folder, record)
         requests = tuple(_stored(folder, clips, settings.request.max_patches))
         plan = Plan(requests=requests, sources=_sources(requests), failures=())
         write_plan(folder, PLAN_STEM, plan, errors_schema(model=identity, config_hash=record.config_hash))
         write_run_record(folder, replace(record, finished_at=utc_now(), counts={"requests": len(requests)}))
     return len(requests)
+
+
+def _require_unfinished(folder: OutputFolder) -> None:
+    """Refuse a folder with a plan or of something else; requests without a plan are what an ended call left."""
+    existing = read_run_record(folder)
+    if existing is not None and (existing.makes != Kind.REQUESTS or plan_stems(folder)):
+        raise OutputError(
+            f"output {folder.uri!r}: expected a new folder, it holds a run already; name another, or remove it"
+        )
 
 
 def _stored(folder: OutputFolder, clips: Iterable[PrecomputedClip], max_patches: int) -> Iterator[RequestPlan]:
@@ -116,9 +131,7 @@ def _checked_rows(given: PrecomputedClip, where: str) -> NDArray[np.uint8]:
     rows = np.asarray(given.patch_rows)
     if given.media_type not in list(MediaType):
         raise RequestError(f"{where}: media_type: expected video or image, got {given.media_type!r}")
-    if len(given.grid_thw) != 3 or any(not isinstance(side, int) or side < 1 for side in given.grid_thw):
-        raise RequestError(f"{where}: grid_thw: expected three positive integers, got {given.grid_thw!r}")
-    t, h, w = given.grid_thw
+    t, h, w = _grid(given, where)
     shape = (t * h * w, row_bytes(MediaType(given.media_type)))
     if rows.shape != shape:
         raise RequestError(f"{where}: patch_rows of grid {t} x {h} x {w}: expected {shape}, got {rows.shape}")
@@ -131,8 +144,19 @@ def _checked_rows(given: PrecomputedClip, where: str) -> NDArray[np.uint8]:
     return np.ascontiguousarray(rows, dtype=np.uint8)
 
 
+def _grid(given: PrecomputedClip, where: str) -> tuple[int, int, int]:
+    """The grid in Python's integers, of numpy's or any other. Raises: RequestError."""
+    try:
+        t, h, w = map(operator.index, given.grid_thw)
+    except (TypeError, ValueError):  # not a number of anything, or not three of them
+        t = h = w = 0
+    if min(t, h, w) < 1:
+        raise RequestError(f"{where}: grid_thw: expected three positive integers, got {given.grid_thw!r}")
+    return t, h, w
+
+
 def _clip(given: PrecomputedClip, rows: NDArray[np.uint8], where: str) -> Clip:
-    t, h, w = given.grid_thw
+    t, h, w = _grid(given, where)
     media_type = MediaType(given.media_type)
     is_video = media_type is MediaType.VIDEO
     if given.timestamps_seconds and len(given.timestamps_seconds) != t * is_video:
@@ -140,7 +164,7 @@ def _clip(given: PrecomputedClip, rows: NDArray[np.uint8], where: str) -> Clip:
     source_id = f"rows-{digest_bytes([rows.tobytes()])}"
     num_frames = t * temporal_size(media_type)
     return Clip(
-        clip_ids=(digest_values(given.source_uri, source_id, given.clip_index, list(given.grid_thw)),),
+        clip_ids=(digest_values(given.source_uri, source_id, given.clip_index, [t, h, w]),),
         source_uris=(given.source_uri,),
         source_id=source_id,
         source_bytes=rows.nbytes,
@@ -157,7 +181,7 @@ def _clip(given: PrecomputedClip, rows: NDArray[np.uint8], where: str) -> Clip:
         timestamps_seconds=(given.timestamps_seconds or tuple(map(float, range(t)))) if is_video else (),
         resized_height=h * PATCH_SIZE,
         resized_width=w * PATCH_SIZE,
-        grid_thw=given.grid_thw,
+        grid_thw=(t, h, w),
     )
 
 

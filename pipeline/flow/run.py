@@ -1,9 +1,9 @@
 """A run from its arguments to its summary: list, plan once, do what is missing, write down how it went."""
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -14,6 +14,7 @@ from pipeline.errors import UsageError
 from pipeline.flow.error_rate import ErrorRate
 from pipeline.flow.forecast import measured_rates
 from pipeline.flow.lookahead import Lookahead
+from pipeline.flow.outside import outside
 from pipeline.flow.plan_store import (
     Missing,
     announce_retry,
@@ -32,8 +33,6 @@ from pipeline.flow.progress import Display, Progress, QuietDisplay
 from pipeline.flow.runner import Job, Runner
 from pipeline.flow.summary import RunSummary, finished_record, utc_now
 from pipeline.media.attempts import Attempts
-from pipeline.media.inside import container_of
-from pipeline.media.location import path_uri
 from pipeline.plan.clips import Recipe
 from pipeline.plan.planner import EMPTY_PLAN, Plan, Prober, make_plan
 from pipeline.plan.probe import ProbeResult
@@ -48,10 +47,13 @@ from pipeline.sink.lance_commit import commit_lance
 from pipeline.sink.lance_table import require_lance
 from pipeline.sink.lease import Lease, refuse_if_held
 from pipeline.sink.output import Kind, OutputFolder
+from pipeline.sink.reading import readable
 from pipeline.sink.run_record import (
     ModelIdentity,
     RunRecord,
+    as_begun,
     check_purpose,
+    check_same_arithmetic,
     check_same_requests,
     check_same_run,
     read_run_record,
@@ -155,22 +157,12 @@ def _plan_and_run(
     folder = OutputFolder(str(out))
     refuse_if_held(folder)
     # Before the run is opened, so that a mistyped source leaves no folder behind.
-    listing = _outside(list_sources(specs, settings.sources), folder)
+    listing = outside(list_sources(specs, settings.sources), folder)
     with ExitStack() as stack:
         shown = stack.enter_context(display or QuietDisplay())
         run = stack.enter_context(OpenRun(settings, folder, shown, makes))
         working = stack.enter_context(make_runner(runner, settings, address, folder.attempts_uri))
         return run.embed(listing, working)
-
-
-def _outside(listing: Listing, folder: OutputFolder) -> Listing:
-    """What is not in the output itself: a run's own tables are no media, and there would be more of them each time."""
-    place = folder.uri if folder.local is None else path_uri(os.fsencode(folder.local))
-    inside = place.rstrip("/") + "/"
-    return Listing(
-        items=tuple(item for item in listing.items if not container_of(item.uri).startswith(inside)),
-        failures=tuple(failure for failure in listing.failures if not container_of(failure.uri).startswith(inside)),
-    )
 
 
 def retry(
@@ -252,10 +244,12 @@ def _size(plan: Plan) -> int:
 
 
 class OpenRun:
-    """One run of one output folder, from the moment it holds the lease; a context manager that gives it back.
+    """One run of one output folder; a context manager that gives the lease back.
 
+    Entering looks and writes nothing; the folder becomes this run's with its first work, when the workers are there.
     Raises: on entry OutputBusyError, OutputMismatchError, ModelError, UsageError where a Lance dataset is asked for
-        and cannot be had, or OutputError where the folder cannot be written.
+        and cannot be had; with the first work these again, UsageError where the settings ask for a GPU and there is
+        none, or OutputError where the folder cannot be written.
     """
 
     def __init__(self, config: Config, folder: OutputFolder, display: Display, makes: Kind = Kind.EMBEDDINGS) -> None:
@@ -265,53 +259,73 @@ class OpenRun:
         self._prepared: OutputFolder | None = None
         self._display = display
         self._lease = Lease(folder)
+        self._held = ExitStack()
+        self._arithmetic: str | None = None  # of this run, once it is known
+        self._recorded_arithmetic: str | None = None
         self._rate = ErrorRate(config.errors, folder)
         self._started_at = utc_now()
 
     def __enter__(self) -> Self:
-        """Make the folder ours: refuse another config's, remove what a killed run left half-written.
-
-        What cannot become a run (no such model, no pylance) is refused before anything is written.
-        """
+        """Refuse what cannot become a run of this folder: it is held, another config, no such model, no pylance."""
+        refuse_if_held(self._folder)
         existing = read_run_record(self._folder)
         if existing is not None:
             check_purpose(self._folder, existing, self._makes)
+            asked = self._config.encode.dtype
+            self._config = as_begun(self._config, existing)
+            self._arithmetic = None if self._config.encode.dtype == asked else asked
         if self._config.output.compact == "lance" and self._makes is Kind.EMBEDDINGS:
             require_lance(self._folder)
         self._resolve_model()
-        self._folder.create(self._makes)
-        with ExitStack() as stack:
-            stack.enter_context(self._lease)
-            existing = read_run_record(self._folder)
-            if existing is not None:
-                check_same_run(existing, result_config=self._config.result_values, model=self._model)
-            remove_stale_temporaries(self._folder)
-            drop_unfinished(self._folder)
-            if existing is None:
-                write_run_record(self._folder, self._record)
-            stack.pop_all()
+        self._require_same(existing)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._lease.__exit__(kind, error, trace)
+        self._held.close()
+
+    def _begin(self, runner: Runner) -> None:
+        """Make the folder ours, and remove what a killed run left half-written."""
+        if self._makes is Kind.EMBEDDINGS:
+            usual = self._config.encode.arithmetic(runner.device)
+            self._arithmetic = self._arithmetic or usual
+        self._require_same(read_run_record(self._folder))
+        self._folder.create(self._makes)
+        with ExitStack() as stack:
+            stack.enter_context(self._lease)
+            existing = read_run_record(self._folder)
+            self._require_same(existing)
+            remove_stale_temporaries(self._folder)
+            drop_unfinished(self._folder)
+            if existing is None:
+                write_run_record(self._folder, replace(self._record, arithmetic=self._arithmetic))
+            self._recorded_arithmetic = existing.arithmetic if existing is not None else self._arithmetic
+            self._held = stack.pop_all()
+
+    def _require_same(self, existing: RunRecord | None) -> None:
+        if existing is not None:
+            check_same_run(existing, result_config=self._config.result_values, model=self._model)
+            check_same_arithmetic(existing, self._arithmetic)
 
     def embed_prepared(self, prepared: OutputFolder, runner: Runner) -> RunSummary:
         """Take over the plan of prepared requests, and encode those that are missing here."""
         check_whole(prepared)
+        self._begin(runner)
         check_extends(self._folder, prepared)
         self._prepared = prepared
         return self._execute(lambda _: (self._take_over(prepared, stem) for stem in plan_stems(prepared)), runner)
 
     def embed(self, listing: Listing, runner: Runner) -> RunSummary:
         """Plan what is new, shard by shard, and do what is missing of each while the next ones are planned."""
+        self._begin(runner)
         self._display.note(f"sources: {len(listing.items) + len(listing.failures)} found, reading headers")
         parts = assign(self._folder, listing, ShardLimits.of(self._config.sources))
         return self._execute(lambda probe: (self._extend(stem, part, probe) for stem, part in parts), runner)
 
     def retry(self, runner: Runner) -> RunSummary:
         """Do only what failed again: read the failed sources' headers, decode the failed clips."""
+        self._begin(runner)
         failed = set(self._folder.fragments(Kind.ERRORS)).intersection(planned_requests(self._folder))
         self._display.note(f"retry: failed clips of {len(failed)} requests, and the sources that failed")
         announce_retry(self._folder, failed | announced_retry(self._folder))
@@ -370,7 +384,10 @@ class OpenRun:
         table = self._commit_table()
         summary = self._summary(planned, progress, time.monotonic() - started, table)
         rates = measured_rates(planned.work, progress, self._checkpoint.vision, self._config)
-        write_run_record(self._folder, finished_record(self._record, summary, progress, rates))
+        # Where nothing was encoded, this machine's arithmetic says nothing of the rows.
+        arithmetic = self._arithmetic if progress.done_requests else self._recorded_arithmetic
+        record = replace(self._record, arithmetic=arithmetic)
+        write_run_record(self._folder, finished_record(record, summary, progress, rates))
         return summary
 
     def _waves(
@@ -443,8 +460,11 @@ class OpenRun:
             model=self._model, config_hash=self._record.config_hash, level=output.level, dtype=output.dtype
         )
         target = WriteTarget(output_uri=self._folder.uri, settings=settings)
+        # Workers are told what the driver decided, whatever they find where they are.
+        encode = {} if self._arithmetic is None else {"dtype": self._arithmetic}
+        config = self._config.model_copy(update={"encode": self._config.encode.model_copy(update=encode)})
         return Job(
-            config=self._config,
+            config=config,
             model=self._checkpoint.reference,
             target=target,
             prepared_uri=None if self._prepared is None else self._prepared.uri,
@@ -472,7 +492,11 @@ class OpenRun:
         )
 
     def _count_errors(self) -> int:
-        return sum(count_rows(self._folder, Kind.ERRORS, stem) for stem in self._folder.fragments(Kind.ERRORS))
+        num_errors = 0
+        for stem in self._folder.fragments(Kind.ERRORS):
+            with readable(self._folder, Kind.ERRORS, stem):
+                num_errors += count_rows(self._folder, Kind.ERRORS, stem)
+        return num_errors
 
 
 def identity_of(checkpoint: Checkpoint) -> ModelIdentity:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
-from pipeline.config import Config
+from pipeline.config import Config, Device
 from pipeline.plan.probe import ProbeResult
 from pipeline.plan.schema import RequestPlan
 from pipeline.sink.output import Kind
@@ -56,6 +56,14 @@ class Runner(Protocol):
     name: str
     capacity: Capacity
     plans_ahead: bool
+
+    @property
+    def device(self) -> Device:
+        """What it encodes on, to be asked once it is entered.
+
+        Raises: UsageError where the settings ask for a GPU and there is none.
+        """
+        ...
 
     def __enter__(self) -> Self: ...
 

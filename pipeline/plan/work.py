@@ -15,7 +15,7 @@ from pipeline.checkpoint import VisionSpec
 from pipeline.media.container import MediaType
 from pipeline.media.grid import PATCH_SIZE, temporal_size
 from pipeline.plan.schema import Clip, RequestPlan, SourceRecord
-from pipeline.sources.content_id import BLOCK_BYTES, NUM_BLOCKS, WHOLE_LIMIT_BYTES
+from pipeline.sources.content_id import SAMPLED_BYTES, WHOLE_LIMIT_BYTES
 
 UNKNOWN_CODEC = "unknown"
 _FRAMES_A_KEYFRAME = 3
@@ -125,7 +125,7 @@ class Work:
 
 
 def _hashed_bytes(num_bytes: int) -> int:
-    return num_bytes if num_bytes <= WHOLE_LIMIT_BYTES else NUM_BLOCKS * BLOCK_BYTES
+    return num_bytes if num_bytes <= WHOLE_LIMIT_BYTES else SAMPLED_BYTES
 
 
 NO_WORK = Work(num_sources=0, num_videos=0, hashed_bytes=0, num_requests=0, flops=0, by_codec=())

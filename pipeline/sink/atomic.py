@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 from pipeline.errors import OutputError
 from pipeline.sink.output import Kind, OutputFolder
+from pipeline.sink.store import driver_errors
 
 TEMPORARY_SUFFIX = ".tmp"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -29,7 +30,7 @@ def write_atomically(folder: OutputFolder, name: str, write: Callable[[BinaryIO]
         folder: an output that was created.
         name: the path below it.
         write: puts all the bytes into an open file; an exception from it leaves nothing behind.
-    Raises: OutputError, which says so where the disk is full.
+    Raises: OutputError, which says so where the disk is full, and where a store cannot be reached.
 
     """
     with _explained(folder, name):
@@ -38,8 +39,9 @@ def write_atomically(folder: OutputFolder, name: str, write: Callable[[BinaryIO]
             return
         buffer = io.BytesIO()
         write(buffer)
-        store, root = folder.store()
-        store.pipe_file(f"{root}/{name}", buffer.getvalue())
+        with driver_errors():
+            store, root = folder.store()
+            store.pipe_file(f"{root}/{name}", buffer.getvalue())
 
 
 def make_durable(folder: OutputFolder, *names: str) -> None:

@@ -3,11 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import pyarrow as pa
-
 from pipeline.errors import ErrorCode, OutputError
 from pipeline.sink.output import Kind, OutputFolder
-from pipeline.sink.reading import Row, stream_rows
+from pipeline.sink.reading import Row, readable, stream_rows
 
 NUM_EXAMPLES = 3
 _COLUMNS = ("source_uri", "clip_id", "stage", "code", "message")
@@ -57,12 +55,8 @@ def group_errors(folder: OutputFolder) -> tuple[ErrorGroup, ...]:
 
 
 def _rows(folder: OutputFolder, stem: str) -> Iterator[Row]:
-    try:
+    with readable(folder, Kind.ERRORS, stem):
         yield from stream_rows(folder, Kind.ERRORS, stem, _COLUMNS)
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise OutputError(
-            f"output {folder.uri!r}: {folder.name(Kind.ERRORS, stem)}: cannot be read: {error}"
-        ) from error
 
 
 def _example(row: Row) -> ErrorExample:

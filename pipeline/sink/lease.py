@@ -95,6 +95,8 @@ class Lease:
         self._stale_seconds = period_seconds * stale_periods
         self._holder = Holder.this_process()
         self._lost_to: str | None = None
+        self._failure: Exception | None = None
+        self._trying_since: float | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="patchwire-lease", daemon=True)
 
@@ -121,17 +123,36 @@ class Lease:
                 self._folder.remove(LEASE)
 
     def check(self) -> None:
-        """Raise OutputBusyError if another run has taken over since: this one must stop. Cost: none."""
+        """Stop a run whose output may be another's by now. Cost: none.
+
+        Raises: OutputBusyError where another run has taken over; OutputError where no heartbeat could be written for as
+            long as it takes another run to think this one dead.
+        """
         if self._lost_to is not None:
             raise OutputBusyError(
                 f"output {self._folder.uri!r} was taken over by {self._lost_to}; this run has stopped. "
                 "What it finished is kept"
             )
+        since = self._trying_since
+        # A try begins a period after the heartbeat before it. A run that was only stopped for a while is at none.
+        if since is not None and time.monotonic() - since > self._stale_seconds - self._period_seconds:
+            why = self._failure or "the last try has no answer yet"
+            raise OutputError(
+                f"output {self._folder.uri!r}: {LEASE}: no heartbeat could be written for {self._stale_seconds:g} s, "
+                f"so another run may have taken over: {why}. This run has stopped; what it finished is kept. "
+                "Run the same command again"
+            )
 
     def _beat(self) -> None:
         while not self._ended.wait(self._period_seconds):
-            with suppress(OutputError, OSError):  # a full disk or a lost network may pass before the lease is stale
+            if self._trying_since is None:
+                self._trying_since = time.monotonic()
+            try:
                 self._refresh()
+            except Exception as error:  # a full disk or a lost network may pass before the lease is stale
+                self._failure = error
+                continue
+            self._trying_since = self._failure = None
             if self._lost_to is not None:
                 return
 
@@ -156,8 +177,8 @@ class Lease:
             self._write()
         except (FileExistsError, PermissionError) as error:
             raise _busy(self._folder, _read(self._folder)) from error
-        except OSError as error:
-            if error.errno == errno.EEXIST or "PreconditionFailed" in str(error):
+        except Exception as error:  # each store's driver has its own
+            if getattr(error, "errno", None) == errno.EEXIST or "PreconditionFailed" in str(error):
                 raise _busy(self._folder, _read(self._folder)) from error
             raise OutputError(f"output {self._folder.uri!r}: {LEASE}: cannot be written: {error}") from error
 

@@ -19,13 +19,16 @@ ends. Local folders go around it, by exact bytes and with fsync, which fsspec do
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO
 
 from pipeline.errors import OutputError
 from pipeline.media.location import local_path
+from pipeline.sink.store import driver_errors, stored_file
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -82,81 +85,80 @@ class OutputFolder:
 
         Raises: OutputError where it cannot be written to.
         """
-        try:
+        with self._explained("", "cannot be made"):
             for kind in (makes, Kind.ERRORS, Kind.PLAN, Kind.SOURCES):
                 if self.local is not None:
                     (self.local / kind).mkdir(parents=True, exist_ok=True)
                 else:
                     store, root = self.store()
                     store.makedirs(f"{root}/{kind}", exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"output {self.uri!r}: cannot be made: {error.strerror or error}") from error
 
     def fragments(self, kind: Kind) -> tuple[str, ...]:
         """List the stems of the visible fragments of a kind, sorted; empty where the folder does not exist.
 
         Raises: OutputError where it cannot be listed. Cost: one listing.
         """
-        try:
-            names = os.listdir(self.local / kind) if self.local is not None else self._stored(kind)  # noqa: PTH208
-        except FileNotFoundError:
-            return ()
-        except OSError as error:
-            raise OutputError(f"output {self.uri!r}: {kind}: cannot be listed: {error.strerror or error}") from error
+        with self._explained(kind, "cannot be listed"):
+            try:
+                names = os.listdir(self.local / kind) if self.local is not None else self._stored(kind)  # noqa: PTH208
+            except FileNotFoundError:
+                return ()
         visible = (name for name in names if name.endswith(kind.suffix) and not name.startswith("."))
         return tuple(sorted(name.removesuffix(kind.suffix) for name in visible))
 
     def open(self, name: str) -> BinaryIO:
-        """Open a file below the folder for reading. Raises: OSError (FileNotFoundError where there is none)."""
+        """Open a file below the folder for reading.
+
+        Raises: OSError (FileNotFoundError where there is none), also while it is read; of a store, too.
+        """
         if self.local is not None:
             return (self.local / name).open("rb")
-        store, root = self.store()
-        return cast("BinaryIO", store.open(f"{root}/{name}", "rb"))
+        with driver_errors():
+            store, root = self.store()
+            return stored_file(store.open(f"{root}/{name}", "rb"))
 
     def remove(self, name: str) -> None:
         """Remove a file below the folder, if it exists. Raises: OutputError."""
-        try:
+        with self._explained(name, "cannot be removed"):
             if self.local is not None:
                 (self.local / name).unlink(missing_ok=True)
                 return
             store, root = self.store()
             if store.exists(f"{root}/{name}"):
                 store.rm_file(f"{root}/{name}")
-        except OSError as error:
-            raise OutputError(f"output {self.uri!r}: {name}: cannot be removed: {error.strerror or error}") from error
 
     def size(self, name: str) -> int:
         """Give a file's bytes. Raises: OutputError."""
-        try:
+        with self._explained(name, "cannot be read"):
             if self.local is not None:
                 return (self.local / name).stat().st_size
             store, root = self.store()
             return int(store.size(f"{root}/{name}") or 0)
-        except OSError as error:
-            raise OutputError(f"output {self.uri!r}: {name}: cannot be read: {error.strerror or error}") from error
 
     def make(self, name: str) -> None:
         """Make a folder below the folder. Raises: OutputError."""
-        try:
+        with self._explained(name, "cannot be made"):
             if self.local is not None:
                 (self.local / name).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"output {self.uri!r}: {name}: cannot be made: {error.strerror or error}") from error
 
     def entries(self, name: str) -> tuple[str, ...]:
-        """List everything in a folder below the folder, hidden names too; empty where there is none."""
-        try:
-            if self.local is not None:
-                return tuple(sorted(path.name for path in (self.local / name).iterdir()))
-            store, root = self.store()
-            paths = (str(path).rstrip("/") for path in store.ls(f"{root}/{name}", detail=False))
-            return tuple(sorted(path.rpartition("/")[2] for path in paths))
-        except FileNotFoundError:
-            return ()
+        """List everything in a folder below the folder, hidden names too; empty where there is none.
+
+        Raises: OutputError where it cannot be listed.
+        """
+        with self._explained(name, "cannot be listed"):
+            try:
+                if self.local is not None:
+                    return tuple(sorted(path.name for path in (self.local / name).iterdir()))
+                store, root = self.store()
+                paths = (str(path).rstrip("/") for path in store.ls(f"{root}/{name}", detail=False))
+                return tuple(sorted(path.rpartition("/")[2] for path in paths))
+            except FileNotFoundError:
+                return ()
 
     def remove_all(self, name: str) -> None:
         """Remove a file, or a folder with everything in it, below the folder. Raises: OutputError."""
-        try:
+        with self._explained(name, "cannot be removed"):
             if self.local is None:
                 store, root = self.store()
                 store.rm(f"{root}/{name}", recursive=True)
@@ -164,8 +166,6 @@ class OutputFolder:
                 shutil.rmtree(self.local / name)
             else:
                 (self.local / name).unlink(missing_ok=True)
-        except OSError as error:
-            raise OutputError(f"output {self.uri!r}: {name}: cannot be removed: {error.strerror or error}") from error
 
     def store(self) -> tuple["AbstractFileSystem", str]:
         """Open the fsspec file system and the folder's path in it.
@@ -176,7 +176,7 @@ class OutputFolder:
 
         try:
             store, root = url_to_fs(self.uri)
-        except (ValueError, ImportError) as error:
+        except Exception as error:  # a scheme without a driver, and what each driver wants to be opened
             raise OutputError(f"output {self.uri!r}: {error}") from error
         store.invalidate_cache()
         return store, str(root).rstrip("/")
@@ -184,3 +184,12 @@ class OutputFolder:
     def _stored(self, kind: Kind) -> list[str]:
         store, root = self.store()
         return [str(path).rpartition("/")[2] for path in store.ls(f"{root}/{kind}", detail=False)]
+
+    @contextmanager
+    def _explained(self, name: str, problem: str) -> Iterator[None]:
+        try:
+            with driver_errors():
+                yield
+        except OSError as error:
+            where = f"output {self.uri!r}: {name}: " if name else f"output {self.uri!r}: "
+            raise OutputError(f"{where}{problem}: {error.strerror or error}") from error

@@ -1,13 +1,17 @@
 """Streaming the tables of an output: a batch at a time, and only the columns that are asked for."""
 
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.errors import OutputError
 from pipeline.sink.output import Kind, OutputFolder
 
 Row = dict[str, object]
+
+PLAN_STEM = "plan"  # how the names of a plan's tables begin; requests are named by hex digits
 
 _BATCH_BYTES = 16 << 20
 _MAX_BATCH_ROWS = 1 << 16
@@ -52,6 +56,23 @@ def stream_rows(
     batch_rows = 256 if any("." in column for column in columns) else None
     for batch in stream_batches(folder, kind, stem, columns, optional, batch_rows):
         yield from batch.to_pylist()
+
+
+@contextmanager
+def readable(folder: OutputFolder, kind: Kind, stem: str) -> Iterator[None]:
+    """Around reading one table that a run cannot do without.
+
+    Raises: OutputError that names it and says what to do, where it is cut off, damaged, gone or of another version.
+    """
+    try:
+        yield
+    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
+        name = folder.name(kind, stem)
+        advice = "restore it from a copy, or name another --out"
+        if kind is Kind.EMBEDDINGS or (kind is Kind.ERRORS and not stem.startswith(PLAN_STEM)):
+            both = " and ".join(folder.name(of, stem) for of in sorted({kind, Kind.EMBEDDINGS}))
+            advice = f"remove {both} and run the same command again: the request is done again"
+        raise OutputError(f"output {folder.uri!r}: {name}: cannot be read: {error}; {advice}") from error
 
 
 def _leaves(parquet: pq.ParquetFile) -> dict[str, str]:

@@ -37,6 +37,8 @@ class RunRecord:
     """One run of an output folder. Times are ISO 8601 in UTC; `finished_at` is None while it runs or if it died.
 
     `config` is everything that was set; `result_config` the part that decides the rows, which later runs must share.
+    `arithmetic` is what the encoder computes in (`float32`, `bfloat16`, `float8`), which `encode.dtype=auto` leaves to
+    the machine; None of a folder of requests, or where a version that did not write it down made the rows.
     `makes` is what the folder is for: `embeddings`, or `requests` to be embedded elsewhere.
     `rates` are what `patchwire plan --rates OUT` predicts with (`plan/rates.py`); empty where nothing was done.
     """
@@ -48,6 +50,7 @@ class RunRecord:
     config_hash: str
     result_config: Mapping[str, PlainValue]
     config: Mapping[str, PlainValue]
+    arithmetic: str | None = None
     versions: Mapping[str, str]
     counts: Mapping[str, int] = field(default_factory=dict)
     timings_seconds: Mapping[str, float] = field(default_factory=dict)
@@ -142,6 +145,29 @@ def check_same_run(existing: RunRecord, *, result_config: Mapping[str, PlainValu
             "the output folder was made with other settings:\n"
             + "\n".join(differing)
             + "\nname another --out, or run with the settings it was made with"
+        )
+
+
+def as_begun(config: Config, existing: RunRecord) -> Config:
+    """The settings of a later run, with `auto` for an `encode.dtype` that only says what `auto` was there."""
+    was_auto = existing.result_config.get("encode") == {"dtype": "auto"}
+    if not was_auto or config.encode.dtype != existing.arithmetic:
+        return config
+    return config.model_copy(update={"encode": config.encode.model_copy(update={"dtype": "auto"})})
+
+
+def check_same_arithmetic(existing: RunRecord, arithmetic: str | None) -> None:
+    """Refuse to mix vectors that were computed differently under one config, as `encode.dtype=auto` would.
+
+    A record without the key, or a run that does not encode, goes with everything.
+    Raises: OutputMismatchError with both values and what to do.
+    """
+    there = existing.arithmetic
+    if there is not None and arithmetic is not None and there != arithmetic:
+        raise OutputMismatchError(
+            "the output folder was made with another arithmetic:\n"
+            f'  encode.dtype: "auto" was "{there}" there, is "{arithmetic}" now (bfloat16 on a GPU, float32 on a CPU)\n'
+            f"set encode.dtype={there} to go on with it here, or name another --out"
         )
 
 

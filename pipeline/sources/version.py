@@ -13,10 +13,11 @@ def require_unchanged(item: SourceItem, source_id: str) -> None:
     """Make sure that a local file, or the place in it, holds what was planned.
 
     The plan's size and modification time settle it; where they differ (a file that was touched, another path of
-    equal bytes) the content is hashed again. An object in a store is not looked at: it is replaced whole and read
-    through one handle, and another request a clip would cost more than it tells.
+    equal bytes) the content is hashed again, and only that counts: of a file above 64 MiB its samples.
+    An object in a store is not looked at: it is replaced whole and read through one handle, and another request a clip
+    would cost more than it tells.
     Raises: MediaError(CHANGED_MEDIA). A file that is gone passes here: opening it says so better.
-    Cost: one stat, and reading the file where that differs.
+    Cost: one stat, and what `content_id` reads where that differs.
     """
     version = file_version(container_of(item.uri))
     if version is None or item.was_listed_in(*version):

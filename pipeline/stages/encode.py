@@ -20,6 +20,7 @@ from pipeline.device.turns import MemoryTurns
 from pipeline.encoder.counts import num_vectors
 from pipeline.encoder.encode import Encoder
 from pipeline.encoder.kernels import FLOAT8
+from pipeline.errors import UsageError
 from pipeline.plan.schema import RequestPlan
 from pipeline.request.deferred import deferred_plan
 from pipeline.request.table import META_SCHEMA, Request, unwrap_request
@@ -32,8 +33,15 @@ NUM_SLOTS = 3  # one being filled, one on its way, one arrived
 
 
 def encode_device(config: Config) -> torch.device:
-    """Where the encoder runs here: the config's device, or CUDA where `auto` finds one."""
+    """Where the encoder runs here: the config's device, or CUDA where `auto` finds one.
+
+    Raises: UsageError where the settings ask for a GPU and torch finds none.
+    """
     name = config.encode.device
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "encode.device=cuda: expected a GPU, torch finds none on this machine; use encode.device=auto or cpu"
+        )
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
@@ -41,9 +49,8 @@ def encode_device(config: Config) -> torch.device:
 
 def encode_dtype(config: Config, device: torch.device) -> torch.dtype:
     """The encoder's arithmetic on a device."""
-    if config.encode.dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float8": FLOAT8}[config.encode.dtype]
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float8": FLOAT8}
+    return dtypes[config.encode.arithmetic("cuda" if device.type == "cuda" else "cpu")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -1,11 +1,14 @@
 """The manifests for KubeRay, as far as they can be checked without a Kubernetes: what they say has to be true here."""
 
+import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from fsspec.registry import known_implementations
 from typer.testing import CliRunner
 
 from pipeline.cli.app import app
@@ -109,6 +112,19 @@ def test_the_entrypoint_is_a_command_that_exists_with_settings_that_are_accepted
     preset = words[words.index("--config") + 1]
     config = load_config(preset, [f"{key}={value}" for key, value in settings().items()])
     assert config.encode.device == "cuda"
+
+
+@pytest.mark.parametrize("name", ["deploy/raycluster.yaml", "deploy/rayjob.yaml", "README.md"])
+def test_what_is_told_to_install_reads_the_urls_that_the_command_names(name: str) -> None:
+    text = (DEPLOY.parent / name).read_text(encoding="utf-8")
+    text = text[text.index("## On a cluster") : text.index("## What comes out")] if name == "README.md" else text
+    (extra,) = re.findall(r"pip install '\.\[(\w+)\]'", text)
+    assert "`pip install .`" not in text
+    pyproject = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    packages = {re.split(r"[<>=\[]", wanted)[0] for wanted in pyproject["project"]["optional-dependencies"][extra]}
+    schemes = {word.partition("://")[0] for word in entrypoint() if "://" in word}
+    assert schemes == set(re.findall(r"(\w+)://bucket", text)) or name == "deploy/raycluster.yaml"
+    assert {known_implementations[scheme]["class"].partition(".")[0] for scheme in schemes} == packages
 
 
 @BOTH

@@ -73,6 +73,8 @@ ROWS = np.zeros((2 * 4 * 6, 1536), np.uint8)
         ({"media_type": "image", "grid_thw": (1, 4, 12)}, r"expected \(48, 768\), got \(48, 1536\)"),
         ({"grid_thw": (2, 4)}, "three positive integers"),
         ({"grid_thw": (2, -4, -6)}, "three positive integers"),
+        ({"grid_thw": (2, 4, 6.0)}, "three positive integers"),
+        ({"grid_thw": None}, "three positive integers"),
         ({"grid_thw": (2, 4, 5)}, r"expected \(40, 1536\), got \(48, 1536\)"),
         ({"grid_thw": (2, 8, 3)}, "h and w multiples of 2"),
         ({"grid_thw": (2**40, 4, 6)}, r"expected \(26388279066624, 1536\)"),
@@ -100,5 +102,43 @@ def test_a_clip_that_comes_twice_and_a_folder_that_is_not_new_are_refused(tmp_pa
     clip = PrecomputedClip(source_uri="/a", media_type="video", grid_thw=(2, 4, 6), patch_rows=ROWS)
     with pytest.raises(RequestError, match="clip 0 of this source came before"):
         store_precomputed([clip, clip], tmp_path / "P", config=CONFIG)
-    with pytest.raises(OutputError, match="expected a new folder"):
+    assert store_precomputed([clip], tmp_path / "P", config=CONFIG) == 1
+    with pytest.raises(OutputError, match=r"expected a new folder.*name another, or remove it"):
         store_precomputed([clip], tmp_path / "P", config=CONFIG)
+
+
+def test_a_call_that_was_refused_in_the_middle_can_be_made_again_and_leaves_nothing_of_the_first(
+    tmp_path: Path,
+) -> None:
+    clips = [
+        PrecomputedClip(source_uri=f"/{number}", media_type="video", grid_thw=(2, 4, 6), patch_rows=ROWS + number)
+        for number in range(4)
+    ]
+    small = Config.from_values({"model": "random:tiny", "request": {"max_patches": 48}})
+    bad = replace(clips[3], grid_thw=(2, 4, 5))
+    with pytest.raises(RequestError):
+        store_precomputed([*clips[:3], bad], tmp_path / "P", config=small)
+    assert list((tmp_path / "P" / "requests").iterdir())
+    with pytest.raises(OutputError, match="no plan yet"):
+        embed(tmp_path / "P", tmp_path / "OUT", runner="local")
+    assert store_precomputed(clips[2:], tmp_path / "P", config=small) == 2
+    assert len(list((tmp_path / "P" / "requests").iterdir())) == 2
+    embed(tmp_path / "P", tmp_path / "OUT", runner="local")
+    assert embeddings_of(tmp_path / "OUT")["source_uri"].to_pylist() == ["/2", "/3"]
+    assert verify_output(OutputFolder(str(tmp_path / "OUT"))).ok
+
+
+def test_a_finished_output_of_embeddings_is_never_taken_for_an_unfinished_store(tmp_path: Path) -> None:
+    clip = PrecomputedClip(source_uri="/a", media_type="video", grid_thw=(2, 4, 6), patch_rows=ROWS)
+    embed(make_image(tmp_path / "a.png"), tmp_path / "OUT", config=CONFIG, runner="local")
+    with pytest.raises(OutputError, match="expected a new folder"):
+        store_precomputed([clip], tmp_path / "OUT", config=CONFIG)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8])
+def test_a_grid_of_numpys_integers_is_one_of_pythons(tmp_path: Path, kind: type[np.integer]) -> None:
+    for out, grid in (("P", (2, 4, 6)), ("N", np.array((2, 4, 6), kind))):
+        clip = PrecomputedClip(source_uri="/a", media_type="video", grid_thw=grid, patch_rows=ROWS)
+        assert store_precomputed([clip], tmp_path / out, config=CONFIG) == 1
+    names = [[path.name for path in (tmp_path / out / "requests").iterdir()] for out in ("P", "N")]
+    assert names[0] == names[1]

@@ -68,7 +68,7 @@ def test_work_adds_up_over_requests_sources_and_shards() -> None:
     assert [(codec, work.num_clips) for codec, work in whole.by_codec] == [("h264", 2), ("vp9", 1)]
     assert whole.num_videos == 1
     assert (whole.num_sources, whole.num_requests, whole.num_clips) == (2, 3, 3)
-    assert whole.hashed_bytes == 5 + (1 << 20)
+    assert whole.hashed_bytes == 5 + (4 << 20)
     assert Work.of(requests[:1], sources, VISION) + NO_WORK + Work.of(requests[1:], [], VISION) == whole
 
 

@@ -4,15 +4,17 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.errors import OutputBusyError, OutputError
-from pipeline.sink.lease import LEASE, Holder, Lease
+from pipeline.sink.lease import LEASE, Holder, Lease, refuse_if_held
 from pipeline.sink.output import OutputFolder
 
 from .factories import make_folder
@@ -113,6 +115,90 @@ def test_a_run_that_was_taken_over_finds_out_and_leaves_the_lease_alone(folder: 
         write_lease(folder, thief)
         assert wait_for(is_lost)
     assert read_lease(folder) == thief
+
+
+class DriverError(Exception):
+    """What a store's driver may raise of a lost network: no OSError."""
+
+
+@pytest.fixture
+def lost_network(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The memory store without a network; undo it to have it back."""
+
+    def lost(*_: object, **__: object) -> None:
+        raise DriverError("could not connect")
+
+    for name in ("pipe_file", "_open"):
+        monkeypatch.setattr(MemoryFileSystem, name, lost)
+    return monkeypatch
+
+
+@pytest.fixture
+def stored() -> Iterator[OutputFolder]:
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    folder = OutputFolder("memory://bucket/out")
+    folder.create()
+    yield folder
+    memory.store.clear()
+
+
+def test_a_lost_network_that_comes_back_leaves_the_heartbeat_beating_and_a_takeover_seen(
+    stored: OutputFolder, request: pytest.FixtureRequest
+) -> None:
+    with Lease(stored, period_seconds=0.05, stale_periods=100) as lease:
+        network: pytest.MonkeyPatch = request.getfixturevalue("lost_network")
+        threading.Event().wait(0.3)
+        lease.check()
+        network.undo()
+        first = read_lease(stored).heartbeat_at
+        assert wait_for(lambda: read_lease(stored).heartbeat_at > first)
+        write_lease(stored, elsewhere(Holder.this_process().heartbeat_at))
+        assert wait_for(lambda: raises_busy(lease))
+
+
+def raises_busy(lease: Lease) -> bool:
+    try:
+        lease.check()
+    except OutputBusyError:
+        return True
+    return False
+
+
+def test_a_run_without_a_heartbeat_for_as_long_as_another_waits_stops_by_itself(
+    stored: OutputFolder, request: pytest.FixtureRequest
+) -> None:
+    with Lease(stored, period_seconds=0.05, stale_periods=6) as lease:
+        lease.check()
+        request.getfixturevalue("lost_network")
+        since = time.monotonic()
+        with pytest.raises(OutputError, match=r"DriverError: could not connect.*Run the same command again") as caught:
+            while time.monotonic() < since + 20:
+                lease.check()
+                time.sleep(0.01)
+        assert not isinstance(caught.value, OutputBusyError)
+        assert time.monotonic() - since > 0.2  # a shorter loss passes
+
+
+def test_a_heartbeat_that_gets_no_answer_stops_the_run_too(
+    stored: OutputFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = threading.Event()
+    with Lease(stored, period_seconds=0.05, stale_periods=4) as lease:
+        monkeypatch.setattr(Lease, "_refresh", lambda _: answered.wait(30))
+        with pytest.raises(OutputError, match="no answer yet"):
+            while not answered.wait(0.01):
+                lease.check()
+        answered.set()
+
+
+def test_a_store_that_cannot_be_reached_is_an_output_error_that_names_the_lease(
+    stored: OutputFolder, lost_network: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(OutputError, match=r"lease\.json.*DriverError: could not connect"), Lease(stored):
+        pass
+    with pytest.raises(OutputError, match=r"lease\.json.*DriverError: could not connect"):
+        refuse_if_held(stored)
 
 
 def test_the_heartbeat_goes_on_while_the_run_does(folder: OutputFolder) -> None:

@@ -1,0 +1,42 @@
+"""A Ray that was started for a run ends where the run cannot begin."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.faults.processes import REPOSITORY
+from tests.media_factory import make_image
+
+BEGIN = """
+import sys
+import ray
+from pipeline import Config, embed
+from pipeline.errors import UsageError
+config = Config.from_values(
+    {
+        "model": "random:tiny",
+        "encode": {"device": "cuda"},
+        "ray": {"num_cpus": 2, "object_store_bytes": 100_000_000} | eval(sys.argv[3]),
+    }
+)
+try:
+    embed(sys.argv[1], sys.argv[2], config=config)
+except UsageError as error:
+    print(error)
+print("left running:", ray.is_initialized())
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize("workers", ["{}", "{'encode_workers': 1}"], ids=["counted", "said"])
+def test_a_ray_without_the_gpu_that_is_asked_for_ends_and_leaves_no_output(tmp_path: Path, workers: str) -> None:
+    image, out = make_image(tmp_path / "a.png"), tmp_path / "OUT"
+    command = [sys.executable, "-c", BEGIN, str(image), str(out), workers]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
+    assert "encode.device=cuda: this Ray cluster has no GPU" in done.stdout, done.stderr
+    assert "left running: False" in done.stdout
+    assert not out.exists()
