@@ -109,7 +109,8 @@ def test_inspect_shows_what_the_encoder_would_see(media: Path, tmp_path: Path) -
     assert (clip["media_type"], clip["num_frames"], clip["fps"]) == ("video", 33, 25.0)
     assert len(clip["frame_indices"]) == 4
     assert len(clip["timestamps_seconds"]) == clip["grid_thw"][0] == 2
-    arrays = np.load(tmp_path / "v.npz")
+    with np.load(tmp_path / "v.npz") as stored:
+        arrays = dict(stored)
     assert arrays["patch_rows_0"].shape == (clip["num_patches"], 1536)
     assert arrays["patch_rows_0"].dtype == np.uint8
     assert arrays["grid_thw"].tolist() == [clip["grid_thw"]]
@@ -125,7 +126,8 @@ def test_inspect_prints_a_line_for_each_clip(media: Path) -> None:
 
 def test_an_images_patch_rows_hold_its_frame_twice(media: Path, tmp_path: Path) -> None:
     patchwire("inspect", media / "i.png", "--npz", tmp_path / "i.npz")
-    rows = np.load(tmp_path / "i.npz")["patch_rows_0"].reshape(-1, 3, 2, 256)
+    with np.load(tmp_path / "i.npz") as arrays:
+        rows = arrays["patch_rows_0"].reshape(-1, 3, 2, 256)
     assert np.array_equal(rows[:, :, 0], rows[:, :, 1])
 
 

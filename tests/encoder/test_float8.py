@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 import torch
 from torch.nn import functional
@@ -13,6 +15,7 @@ from tests.encoder.factories import CPU, MIXED_GRIDS, make_checkpoint, make_outp
 KERNELS = TorchKernels()
 
 
+@functools.cache  # what 8 bits are judged on takes seconds on a CPU
 def make_encoder(dtype: torch.dtype, head_dim: int = 64, least_cosine: float = 0.9) -> Encoder:
     checkpoint = make_checkpoint(make_spec(head_dim))
     return Encoder(checkpoint, device=CPU, dtype=dtype, float8_least_cosine=least_cosine)
