@@ -8,7 +8,6 @@ from actors.share import ShareDesk
 from pipeline.config import Config
 from pipeline.errors import PatchwireError
 from pipeline.plan.schema import unpacked_request
-from pipeline.stages.encode import Encode
 from pipeline.stages.prepared import Load
 
 
@@ -23,6 +22,8 @@ class EncodeActor:
     def __init__(
         self, config: Config, model: str, attempts_uri: str | None = None, share: ShareDesk | None = None
     ) -> None:
+        from pipeline.stages.encode import Encode  # torch: two seconds and 170 MB, and a driver names this class only
+
         self._refusal: PatchwireError | None = None
         self._share = share
         self._has_settled = False

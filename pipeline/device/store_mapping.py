@@ -8,7 +8,6 @@ are not covered, and whoever asks must have another way for them.
 """
 
 import logging
-import os
 import re
 import threading
 import time
@@ -17,12 +16,8 @@ from pathlib import Path
 
 import torch
 
-MAX_BYTES = 32 << 30
-_REQUESTS_PER_DEVICE = 32
-_REQUESTS_PER_WORKER = 2
-_QUEUED_PER_DEVICE = 10
-_LEAST_STORE_BYTES = 1 << 28
-_MAPPED_BESIDE = 1 << 30  # a mapping may be larger than the store that was asked for
+from pipeline.device.store_size import MAX_BYTES
+
 _LOG = logging.getLogger(__name__)
 _MAPS = Path("/proc/self/maps")
 _LINE = re.compile(r"(?P<start>[0-9a-f]+)-(?P<stop>[0-9a-f]+) (?P<mode>\S{4}) \S+ \S+ \S+\s*(?P<path>.*)")
@@ -129,21 +124,3 @@ class RegisteredStore:
             torch.zeros(1, device=self._device)
         except RuntimeError:
             return
-
-
-def suggested_store_bytes(request_bytes: int, num_workers: int) -> int | None:
-    """A store that keeps this machine's GPUs fed and can still be registered in seconds; None without a GPU.
-
-    Args:
-        request_bytes: of the largest usual request. There is room for two a worker (one in the making and one that is
-            done) and ten a GPU, for 32 a GPU at least, within a third of the memory and what would be registered.
-        num_workers: that make requests here at a time.
-    """
-    num_devices = torch.cuda.device_count()
-    if not num_devices:
-        return None
-    machine_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    wanted = max(
-        _REQUESTS_PER_DEVICE * num_devices, _REQUESTS_PER_WORKER * num_workers + _QUEUED_PER_DEVICE * num_devices
-    )
-    return max(_LEAST_STORE_BYTES, min(wanted * request_bytes, machine_bytes // 3, MAX_BYTES - _MAPPED_BESIDE))

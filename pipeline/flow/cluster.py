@@ -41,10 +41,12 @@ from actors.encode import EncodeActor, EncodePreparedActor
 from actors.share import ShareDesk
 from actors.write import WriteActor
 from pipeline.config import Config, Device, RayConfig
-from pipeline.device.store_mapping import suggested_store_bytes
+from pipeline.device.store_size import num_gpus_here, suggested_store_bytes
 from pipeline.errors import PatchwireError, RunError, UsageError
 from pipeline.flow.address import require_answer
+from pipeline.flow.local import probe_one_by_one
 from pipeline.flow.runner import Capacity, Job, MainRun
+from pipeline.media.location import local_path
 from pipeline.media.shared_template import SharedTemplate
 from pipeline.plan.probe import ProbeResult, items_table, results_of
 from pipeline.plan.schema import RequestPlan, packed_request
@@ -58,6 +60,8 @@ SPILL_FROM = 0.95
 _SPILL_VARIABLE = "RAY_object_spilling_threshold"
 _RESERVED_SHARE = 0.1
 _SOURCES_PER_BLOCK = 32
+_FEW_SOURCES = 64
+_FEW_BYTES = 256 << 20
 _CPU_ENCODER_CORES = 0.5
 _WRITER_CORES = 0.05
 _VIDEO_ROW_BYTES = 1536
@@ -122,7 +126,12 @@ class RayRunner:
     def probe(
         self, items: Sequence[SourceItem], config: Config, beside: MainRun | None = None
     ) -> Generator[ProbeResult]:
-        """Read headers in parallel, a block of sources a task."""
+        """Read headers in parallel, a block of sources a task; few of them here, before actors would have started."""
+        if beside is None and self._num_nodes == 1 and _are_few(items):
+            self._start_template()
+            with self._decoders.sandbox(config) as sandbox:
+                yield from probe_one_by_one(items, config, sandbox)
+            return
         blocks = [
             items_table(items[start : start + _SOURCES_PER_BLOCK]) for start in range(0, len(items), _SOURCES_PER_BLOCK)
         ]
@@ -286,7 +295,7 @@ class RayRunner:
         if self._config.encode.device == "cpu":
             return None
         num_workers = self._decode_workers_on(self._config.ray.num_cpus or os.cpu_count() or 1)
-        return suggested_store_bytes(self._config.request.max_patches * _VIDEO_ROW_BYTES, num_workers)
+        return suggested_store_bytes(self._config.request.max_patches * _VIDEO_ROW_BYTES, num_workers, num_gpus_here())
 
     @property
     def _encode_workers(self) -> int:
@@ -353,6 +362,13 @@ class RayRunner:
                 )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise RunError(f"ray at {address or 'local'}: {error}") from error
+
+
+def _are_few(items: Sequence[SourceItem]) -> bool:
+    """Whether one decoder has read their headers, and bytes for their content ids, within a second or two."""
+    if len(items) > _FEW_SOURCES or sum(item.num_bytes for item in items) > _FEW_BYTES:
+        return False
+    return all(local_path(item.uri) is not None for item in items)
 
 
 @contextmanager

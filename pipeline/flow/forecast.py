@@ -5,10 +5,10 @@ They are taken as the run was: with other processes on the machine, and with its
 """
 
 import os
-from pathlib import Path
 
 from pipeline.checkpoint import VisionSpec
 from pipeline.config import Config
+from pipeline.device.store_size import num_gpus_here
 from pipeline.encoder.memory import request_bytes
 from pipeline.errors import OutputError
 from pipeline.flow.progress import Progress
@@ -38,7 +38,7 @@ def rates_for(vision: VisionSpec, measured_by: str | None = None) -> Rates:
 
 def machine(config: Config, num_cores: int | None = None, num_gpus: int | None = None) -> Cluster:
     """What a run would have: what is named, or else this machine; GPUs are counted without touching them."""
-    found_gpus = 0 if config.encode.device == "cpu" else len(list(Path("/dev").glob("nvidia[0-9]*")))
+    found_gpus = 0 if config.encode.device == "cpu" else num_gpus_here()
     return Cluster(
         num_cores=num_cores or config.ray.num_cpus or os.cpu_count() or 1,
         num_gpus=found_gpus if num_gpus is None else num_gpus,

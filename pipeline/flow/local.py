@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pipeline.config import Config, Device
 from pipeline.flow.runner import Capacity, Job, MainRun
+from pipeline.media.sandbox import Sandbox
 from pipeline.plan.probe import ProbeResult, items_table, results_of
 from pipeline.plan.schema import RequestPlan, plan_table
 from pipeline.sink.output import Kind
@@ -20,6 +21,13 @@ from pipeline.stages.prepared import Load, Store
 from pipeline.stages.write import Write
 
 _Stage = Callable[[pa.Table], pa.Table]
+
+
+def probe_one_by_one(items: Sequence[SourceItem], config: Config, sandbox: Sandbox) -> Generator[ProbeResult]:
+    """Read the headers of sources in this process's own decoder, one after the other."""
+    probe = Probe(config, sandbox)
+    for item in items:
+        yield from results_of(probe(items_table([item])))
 
 
 class LocalRunner:
@@ -57,9 +65,7 @@ class LocalRunner:
     ) -> Generator[ProbeResult]:
         """Read headers one by one; never beside a run, which has the one decoder process."""
         assert beside is None
-        probe = Probe(config, self.sandbox)
-        for item in items:
-            yield from results_of(probe(items_table([item])))
+        yield from probe_one_by_one(items, config, self.sandbox)
 
     def run(self, waves: Iterable[Sequence[RequestPlan]], job: Job) -> Generator[Receipt]:
         """Take each request the whole way before the next one begins."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.device.store_mapping import Mapping, RegisteredStore, find_mapping, suggested_store_bytes
+from pipeline.device.store_mapping import Mapping, RegisteredStore, find_mapping
 
 MAPS = """\
 55d0c8a00000-55d0c8a21000 r--p 00000000 fd:00 1048602                    /usr/bin/python3.11
@@ -79,15 +79,3 @@ def test_a_store_that_cuda_refuses_is_not_covered_and_not_tried_again(
     assert not store.covers(shared_file.ctypes.data, 100)
     assert not store.covers(shared_file.ctypes.data + 4096, 100)
     assert runtime.num_calls == 1
-
-
-def test_the_store_s_size_is_ray_s_choice_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert suggested_store_bytes(75 << 20, 15) is None
-
-
-def test_the_store_holds_what_gpus_and_workers_need(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert suggested_store_bytes(16 << 20, 3) == 1 << 30
-    assert suggested_store_bytes(16 << 20, 54) == 2 << 30
-    assert suggested_store_bytes(1 << 60, 3) < 1 << 60
