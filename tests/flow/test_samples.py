@@ -21,12 +21,14 @@ from tests.media_factory import decode_plainly
 from tests.oracles import official_indices, official_patch_rows, official_timestamps, official_video_size
 
 CONFIG = Config(model="random:tiny")
+# Runs are compared with each other: with pictures of 256 patches the encoder is not what takes the time.
+SMALL = Config.from_values({"model": "random:tiny", "sizes": {"max_tokens_per_frame": 64}})
 
 
 @pytest.fixture(scope="module")
 def done(sample_media: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("samples") / "OUT"
-    embed(sample_media, out, config=CONFIG, runner="local")
+    embed(sample_media, out, config=SMALL, runner="local")
     return out
 
 
@@ -35,7 +37,7 @@ def test_every_sample_is_accounted_for_and_a_second_run_does_nothing(sample_medi
     assert sorted(embeddings_of(done)["source_uri"].to_pylist() + errors_of(done)["source_uri"].to_pylist()) == files
     assert verify_output(OutputFolder(str(done))).ok
     before = fragments_of(done)
-    again = embed(sample_media, done, config=CONFIG, runner="local")
+    again = embed(sample_media, done, config=SMALL, runner="local")
     assert (again.num_requests, again.num_new_rows) == (0, 0)
     assert fragments_of(done) == before
 
@@ -43,7 +45,7 @@ def test_every_sample_is_accounted_for_and_a_second_run_does_nothing(sample_medi
 @pytest.mark.ray
 @pytest.mark.usefixtures("one_node_ray")
 def test_ray_gives_the_same_tables_for_the_samples(sample_media: Path, done: Path, tmp_path: Path) -> None:
-    embed(sample_media, tmp_path / "OUT", config=CONFIG, runner="ray")
+    embed(sample_media, tmp_path / "OUT", config=SMALL, runner="ray")
     assert embeddings_of(done).equals(embeddings_of(tmp_path / "OUT"))
     assert errors_of(done).equals(errors_of(tmp_path / "OUT"))
 
