@@ -15,10 +15,13 @@ from tests.encoder.factories import CPU, MIXED_GRIDS, make_checkpoint, make_outp
 KERNELS = TorchKernels()
 
 
-@functools.cache  # what 8 bits are judged on takes seconds on a CPU
-def make_encoder(dtype: torch.dtype, head_dim: int = 64, least_cosine: float = 0.9) -> Encoder:
+@functools.cache
+def make_encoder(dtype: torch.dtype, head_dim: int = 64) -> Encoder:
+    """Judged on small pictures: on a CPU the usual ones take seconds."""
     checkpoint = make_checkpoint(make_spec(head_dim))
-    return Encoder(checkpoint, device=CPU, dtype=dtype, float8_least_cosine=least_cosine)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("pipeline.encoder.calibration._SIDE", 64)
+        return Encoder(checkpoint, device=CPU, dtype=dtype, float8_least_cosine=0.9)
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -102,7 +105,7 @@ def test_the_tower_in_sixteen_bits_is_not_touched():
 
 def test_a_model_that_suffers_from_eight_bits_is_refused_with_its_cosine():
     with pytest.raises(ModelError, match=r"cosine 0\.\d+ to bfloat16, expected at least 0\.99999 .*dtype=bfloat16"):
-        make_encoder(FLOAT8, least_cosine=0.99999)
+        Encoder(make_checkpoint(make_spec(64)), device=CPU, dtype=FLOAT8, float8_least_cosine=0.99999)
 
 
 def test_the_setting_is_part_of_what_an_output_is_bound_to():
