@@ -84,7 +84,7 @@ class Attempts:
             if not os.fstat(turn.fileno()).st_size:
                 with suppress(OSError):  # a file system without locks: nobody waits
                     fcntl.flock(turn, fcntl.LOCK_EX)
-                self._suspect(uri, stage)
+            self._suspect(uri, stage)  # as it is by now
             yield
             turn.truncate(1)
 
