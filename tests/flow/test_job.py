@@ -54,6 +54,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         # Loopback alone: there is nobody to authenticate.
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_JOB_STOP_WAIT_TIME_S": "60",  # else SIGKILL comes after 3 s, which a slow machine's driver may still need
         "RAY_RUNTIME_ENV_IGNORE_GITIGNORE": "0",
         "PYTHONPATH": "",
         MARK.partition("=")[0]: MARK.partition("=")[2],

@@ -122,12 +122,6 @@ def node_killed(folder: Path, scale: float) -> Outcome:
     return _in_a_cluster("tests.soak.lost_node", folder)
 
 
-def node_added(folder: Path, scale: float) -> Outcome:
-    """A node comes late to a Ray cluster at work, where decode workers wait for cores."""
-    del scale
-    return _in_a_cluster("tests.soak.added_node", folder)
-
-
 def _in_a_cluster(module: str, folder: Path) -> Outcome:
     images = _images(folder / "images", 400)
     embed_here(images, folder / "WHOLE")
@@ -334,7 +328,6 @@ SCENARIOS: tuple[Callable[[Path, float], Outcome], ...] = (
     driver_killed,
     workers_killed,
     node_killed,
-    node_added,
     corrupt_files,
     decoders_hang,
     many_images,
