@@ -42,11 +42,8 @@ _Result = TypeVar("_Result")
 # a few frame sizes, and their shared memory is that of the largest.
 SMALL_PATCHES = 8192
 MAX_GRAPHS = 24
-ARITHMETIC: dict[torch.dtype, Arithmetic] = {
-    torch.float32: "float32",
-    torch.bfloat16: "bfloat16",
-    FLOAT8: "float8",
-}
+DTYPES: dict[Arithmetic, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float8": FLOAT8}
+ARITHMETIC = {dtype: arithmetic for arithmetic, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

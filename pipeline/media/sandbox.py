@@ -14,6 +14,7 @@ once more at once, because it may be innocent; one that ended its decoder twice 
 
 import time
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -96,7 +97,7 @@ class Sandbox:
         place = None if byte_range is None else byte_range.to_values()
         message = {"do": "probe", "uri": uri, "byte_range": place, "with_times": with_times}
         message["with_keyframes"] = with_keyframes
-        return self._ask(message, None, 0.0, uri, Stage.PROBE, self._info_of)
+        return self._ask(uri, Stage.PROBE, partial(self._try, message, None, 0.0, self._info_of))
 
     def new_buffer(self, num_bytes: int) -> SharedBuffer:
         """A buffer for `decode`, in pages that an earlier one no longer needs: what is in them is anything."""
@@ -115,7 +116,9 @@ class Sandbox:
                 f"{job.uri}: {num_bytes} bytes of patch rows at offset {offset} do not fit {buffer.num_bytes} bytes"
             )
         message = {"do": "decode", "offset": offset, **job.to_values()}
-        return self._ask(message, buffer.handle, job_seconds(job), job.uri, Stage.DECODE, _report_of)
+        return self._ask(
+            job.uri, Stage.DECODE, partial(self._try, message, buffer.handle, job_seconds(job), _report_of)
+        )
 
     def close(self) -> None:
         """Kill the child, if there is one. A later job starts another."""
@@ -129,22 +132,14 @@ class Sandbox:
             raise ProtocolError(f"expected a medium within the limits, found {found}")
         return info
 
-    def _ask(
-        self,
-        message: dict[str, Any],
-        handle: int | None,
-        video_seconds: float,
-        uri: str,
-        stage: Stage,
-        parse: Callable[[dict[str, Any]], _Answer],
-    ) -> _Answer:
+    def _ask(self, uri: str, stage: Stage, attempt: Callable[[str, Stage], _Answer]) -> _Answer:
         """Try a job, and once more where the decoder crashed; refuse a medium that has ended two decoders."""
         if self._attempts is None:
-            return self._try(message, handle, video_seconds, uri, stage, parse)
+            return attempt(uri, stage)
         while True:
             with self._attempts.turn(uri, stage):
                 try:
-                    return self._try(message, handle, video_seconds, uri, stage, parse)
+                    return attempt(uri, stage)
                 except MediaError as error:
                     if self._process.pid is not None:  # it lives: an error of the medium
                         raise
@@ -157,9 +152,9 @@ class Sandbox:
         message: dict[str, Any],
         handle: int | None,
         video_seconds: float,
+        parse: Callable[[dict[str, Any]], _Answer],
         uri: str,
         stage: Stage,
-        parse: Callable[[dict[str, Any]], _Answer],
     ) -> _Answer:
         """Send a job and wait for its answer until its deadline."""
         channel = self._process.living_channel()

@@ -18,8 +18,7 @@ from pipeline.device.results import ResultCopy
 from pipeline.device.transfer import Transfer, make_transfer
 from pipeline.device.turns import MemoryTurns
 from pipeline.encoder.counts import num_vectors
-from pipeline.encoder.encode import Encoder
-from pipeline.encoder.kernels import FLOAT8
+from pipeline.encoder.encode import DTYPES, Encoder
 from pipeline.errors import UsageError
 from pipeline.plan.schema import RequestPlan
 from pipeline.request.deferred import deferred_plan
@@ -49,8 +48,7 @@ def encode_device(config: Config) -> torch.device:
 
 def encode_dtype(config: Config, device: torch.device) -> torch.dtype:
     """The encoder's arithmetic on a device."""
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float8": FLOAT8}
-    return dtypes[config.encode.arithmetic("cuda" if device.type == "cuda" else "cpu")]
+    return DTYPES[config.encode.arithmetic("cuda" if device.type == "cuda" else "cpu")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

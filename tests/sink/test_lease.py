@@ -30,17 +30,19 @@ with Lease(OutputFolder(sys.argv[1])):
 """
 
 
-@pytest.fixture(params=["disk", "store"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OutputFolder]:
-    if request.param == "disk":
-        yield make_folder(tmp_path)
-        return
+@pytest.fixture
+def stored() -> Iterator[OutputFolder]:
     memory = fsspec.filesystem("memory")
     memory.store.clear()
     folder = OutputFolder("memory://bucket/out")
     folder.create()
     yield folder
     memory.store.clear()
+
+
+@pytest.fixture(params=["disk", "store"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> OutputFolder:
+    return make_folder(tmp_path) if request.param == "disk" else request.getfixturevalue("stored")
 
 
 def write_lease(folder: OutputFolder, holder: Holder) -> None:
@@ -131,16 +133,6 @@ def lost_network(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for name in ("pipe_file", "_open"):
         monkeypatch.setattr(MemoryFileSystem, name, lost)
     return monkeypatch
-
-
-@pytest.fixture
-def stored() -> Iterator[OutputFolder]:
-    memory = fsspec.filesystem("memory")
-    memory.store.clear()
-    folder = OutputFolder("memory://bucket/out")
-    folder.create()
-    yield folder
-    memory.store.clear()
 
 
 def test_a_lost_network_that_comes_back_leaves_the_heartbeat_beating_and_a_takeover_seen(
