@@ -45,8 +45,25 @@ def measure(call: Callable[[], object], *, warmup: int = 3, repeats: int = 20, d
         call()
         synchronize(device)
         seconds.append(time.perf_counter() - started)
-    low, _, high = statistics.quantiles(seconds, n=4) if repeats > 1 else (seconds[0],) * 3
-    return Timing(median_seconds=statistics.median(seconds), low_seconds=low, high_seconds=high, repeats=repeats)
+    return _timing(seconds)
+
+
+def _timing(seconds: Sequence[float]) -> Timing:
+    low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else (seconds[0],) * 3
+    return Timing(median_seconds=statistics.median(seconds), low_seconds=low, high_seconds=high, repeats=len(seconds))
+
+
+def measure_in_turns(
+    calls: Sequence[Callable[[], object]], *, warmup: int = 3, repeats: int = 20, device: str = "cpu"
+) -> list[Timing]:
+    """`measure` of several calls that take turns, so that a warm card or a busy machine slows them alike."""
+    timed: list[list[float]] = [[] for _ in calls]
+    for turn in range(warmup + repeats):
+        for call, seconds in zip(calls, timed, strict=True):
+            found = measure(call, warmup=0, repeats=1, device=device)
+            if turn >= warmup:
+                seconds.append(found.median_seconds)
+    return [_timing(seconds) for seconds in timed]
 
 
 def synchronize(device: str) -> None:
@@ -60,6 +77,19 @@ def matmul_rate(device: str, size: int) -> float:
     left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     timing = measure(lambda: left @ right, device=device)
     return 2 * size**3 / timing.median_seconds
+
+
+def matmul_burst(device: str, size: int, seconds: float) -> tuple[Callable[[], None], int]:
+    """A call that multiplies as `matmul_rate` does, over and over for some `seconds`, and its operations."""
+    left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    product = torch.empty_like(left)
+    times = max(1, round(seconds / measure(lambda: torch.mm(left, right, out=product), device=device).median_seconds))
+
+    def burst() -> None:
+        for _ in range(times):
+            torch.mm(left, right, out=product)
+
+    return burst, times * 2 * size**3
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -28,7 +28,7 @@ from benchmarks.measure import matmul_rate, print_record, print_table
 from benchmarks.requests import parse_grid
 from pipeline.checkpoint import resolve_model
 from pipeline.config import load_config
-from pipeline.encoder.attention import FrameRun
+from pipeline.encoder.attention import FrameRun, Place
 from pipeline.encoder.counts import Grid
 from pipeline.encoder.encode import Encoder
 from pipeline.encoder.float8 import Float8Block
@@ -86,11 +86,13 @@ def parts_of(encoder: Encoder, grid: Grid) -> Iterator[Part]:
     )
     block = tower.typed_blocks[0]
     run = FrameRun(num_frames=t, num_patches=h * w)
-    yield from _attention_parts(block, stream, positions.cos, positions.sin, run, spec.depth)
+    coordinates = positions.coordinates.repeat(1, t)
+    place = Place(cos=positions.cos, sin=positions.sin, coordinates=coordinates, runs=(run,))
+    yield from _attention_parts(block, stream, run, spec.depth)
     if isinstance(block, Float8Block):
-        yield from _float8_parts(block, stream, spec.depth)
+        yield from _float8_parts(block, stream, place, spec.depth)
     else:
-        yield from _block_parts(block, stream, spec.depth)
+        yield from _block_parts(block, stream, place, spec.depth)
     yield from _merger_parts(tower.merger, stream)
     tokens = torch.randn(num_patches // spec.merged_patches, spec.out_hidden_size, device=device, dtype=dtype)
     yield Part(
@@ -101,18 +103,10 @@ def parts_of(encoder: Encoder, grid: Grid) -> Iterator[Part]:
     )
 
 
-def _attention_parts(
-    block: Block | Float8Block, stream: Tensor, cos: Tensor, sin: Tensor, run: FrameRun, depth: int
-) -> Iterator[Part]:
-    heads = block._heads if isinstance(block, Float8Block) else block.attn.heads
+def _attention_parts(block: Block | Float8Block, stream: Tensor, run: FrameRun, depth: int) -> Iterator[Part]:
+    heads = block.heads if isinstance(block, Float8Block) else block.attn.heads
     num_patches, hidden = stream.shape
     qkv = torch.randn(num_patches, *heads, device=stream.device, dtype=stream.dtype)
-    yield Part(
-        name="rotary",
-        calls=depth,
-        call=lambda: block._kernels.rotate_(qkv, cos, sin),
-        num_bytes=4 * num_patches * hidden * stream.element_size(),
-    )
     yield Part(
         name="attention",
         calls=depth,
@@ -121,8 +115,8 @@ def _attention_parts(
     )
 
 
-def _block_parts(block: Block, stream: Tensor, depth: int) -> Iterator[Part]:
-    num_patches, hidden = stream.shape
+def _block_parts(block: Block, stream: Tensor, place: Place, depth: int) -> Iterator[Part]:
+    kernels, (num_patches, hidden) = block._kernels, stream.shape
     widened = torch.randn(num_patches, block.mlp.linear_fc1.out_features, device=stream.device, dtype=stream.dtype)
     normed, offset = torch.randn_like(stream), torch.zeros(hidden, device=stream.device)
     result = torch.zeros_like(stream)
@@ -130,41 +124,47 @@ def _block_parts(block: Block, stream: Tensor, depth: int) -> Iterator[Part]:
     yield Part(
         name="LayerNorm",
         calls=2 * depth,
-        call=lambda: block._kernels.layer_norm(stream, offset, block.norm1),
+        call=lambda: kernels.layer_norm(stream, offset, block.norm1),
         num_bytes=2 * num_patches * hidden * stream.element_size(),
     )
-    yield Part(name="qkv", calls=depth, call=lambda: block.attn.qkv(normed), flops=product * 3 * hidden)
+    yield Part(
+        name="qkv, turned",
+        calls=depth,
+        call=lambda: kernels.project(normed, block.attn.qkv, block.attn.heads, place),
+        flops=product * 3 * hidden,
+    )
     yield Part(
         name="attention's output, added",
         calls=depth,
-        call=lambda: result.addmm_(normed, block.attn.proj.weight.t()),
+        call=lambda: kernels.add_product_(result, normed, block.attn.proj.weight),
         flops=product * hidden,
     )
     yield Part(
         name="fc1 with GELU",
         calls=depth,
-        call=lambda: block._kernels.linear_gelu(normed, block.mlp.linear_fc1),
+        call=lambda: kernels.linear_gelu(normed, block.mlp.linear_fc1),
         flops=product * widened.shape[1],
     )
     yield Part(
         name="fc2, added",
         calls=depth,
-        call=lambda: result.addmm_(widened, block.mlp.linear_fc2.weight.t()),
+        call=lambda: kernels.add_product_(result, widened, block.mlp.linear_fc2.weight),
         flops=product * widened.shape[1],
     )
 
 
-def _float8_parts(block: Float8Block, stream: Tensor, depth: int) -> Iterator[Part]:
+def _float8_parts(block: Float8Block, stream: Tensor, place: Place, depth: int) -> Iterator[Part]:
     kernels, (num_patches, hidden), size = block._kernels, stream.shape, stream.element_size()
-    widened = torch.randn(num_patches, block.linear_fc1.values.shape[0], device=stream.device, dtype=stream.dtype)
-    late, offset = torch.zeros_like(stream), torch.zeros(hidden, device=stream.device)
-    normed, wide = kernels.to_float8(torch.randn_like(stream)), kernels.to_float8(widened)
+    offset, result = torch.zeros(hidden, device=stream.device), torch.zeros_like(stream)
+    normed = kernels.layer_norm_float8(stream, None, offset, block.norm1)
+    wide = kernels.linear_gelu_float8(normed, block.linear_fc1.layer)
+    late = kernels.add_float8_(result, normed, block.proj.weight)
     product = 2 * num_patches * hidden
     yield Part(
         name="LayerNorm to 8 bits, what is late added",
         calls=2 * depth,
         call=lambda: kernels.layer_norm_float8(stream, late, offset, block.norm1),
-        num_bytes=num_patches * hidden * (3 * size + 1),
+        num_bytes=num_patches * hidden * (size + 1 + (0 if late is None else 2 * size)),
     )
     yield Part(
         name="attended to 8 bits",
@@ -173,15 +173,29 @@ def _float8_parts(block: Float8Block, stream: Tensor, depth: int) -> Iterator[Pa
         num_bytes=num_patches * hidden * (size + 1),
     )
     yield Part(
-        name="GELU to 8 bits",
+        name="qkv, turned",
         calls=depth,
-        call=lambda: kernels.gelu_to_float8(widened, block.linear_fc1.bias),
-        num_bytes=widened.numel() * (size + 1),
+        call=lambda: kernels.project_float8(normed, block.qkv.layer, block.heads, place),
+        flops=product * 3 * hidden,
     )
-    yield Part(name="qkv", calls=depth, call=lambda: block.qkv(normed, with_bias=True), flops=product * 3 * hidden)
-    yield Part(name="attention's output", calls=depth, call=lambda: block.proj(normed), flops=product * hidden)
-    yield Part(name="fc1", calls=depth, call=lambda: block.linear_fc1(normed), flops=product * block.intermediate_size)
-    yield Part(name="fc2", calls=depth, call=lambda: block.linear_fc2(wide), flops=product * block.intermediate_size)
+    yield Part(
+        name="attention's output",
+        calls=depth,
+        call=lambda: kernels.add_float8_(result, normed, block.proj.weight),
+        flops=product * hidden,
+    )
+    yield Part(
+        name="fc1 with GELU, to 8 bits",
+        calls=depth,
+        call=lambda: kernels.linear_gelu_float8(normed, block.linear_fc1.layer),
+        flops=product * block.intermediate_size,
+    )
+    yield Part(
+        name="fc2",
+        calls=depth,
+        call=lambda: kernels.add_float8_(result, wide, block.linear_fc2.weight),
+        flops=product * block.intermediate_size,
+    )
 
 
 def _merger_parts(merger: Merger, stream: Tensor) -> Iterator[Part]:

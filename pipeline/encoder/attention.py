@@ -25,6 +25,20 @@ class FrameRun:
     num_patches: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Place:
+    """Where a pass's patches are, as its kernels want to know it, and the runs of equal temporal patches.
+
+    Rotary angles `cos` and `sin` are float32 (p, E / 2) with p dividing P: one table serves every temporal patch where
+    all have one (h, w). `coordinates` is float32 (2, P), each patch's row and column.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    coordinates: Tensor
+    runs: tuple[FrameRun, ...]
+
+
 def frame_runs(grid_thw: Sequence[Sequence[int]]) -> tuple[FrameRun, ...]:
     """Group a request's temporal patches into runs of equal size, in order."""
     sizes = groupby(grid_thw, key=lambda grid: grid[1] * grid[2])

@@ -105,7 +105,7 @@ class Encoder:
         self._dtype = torch.bfloat16 if dtype == FLOAT8 else dtype
         self._pixels = PixelNormalizer(checkpoint.vision, checkpoint.preprocessing, kernels).to(device)
         _set_kernels(device, dtype)
-        self._tower = load_tower(checkpoint, device=device, dtype=self._dtype)
+        self._tower = load_tower(checkpoint, device=device, dtype=self._dtype, kernels=kernels)
         if dtype == FLOAT8:
             self._tower = self._checked_float8(kernels, float8_least_cosine)
         self._max_patches = max_patches or affordable_patches(self.spec, self._arithmetic, _free_bytes(device))

@@ -1,8 +1,9 @@
-"""What the tower does between matrix products, and attention: on CUDA with Triton, elsewhere with plain torch.
+"""The steps of the tower: products with what is done to their results, attention, and what stands between them.
 
-`TorchKernels` says what each step computes. `TritonKernels` does the same with each value read once and written
+`TorchKernels` says what each step computes. `TritonKernels` does the same on CUDA with each value read once and written
 once, and is held to it by tests; it is imported only where there is a CUDA device, because only torch's CUDA wheels
-bring Triton, which also wants a C compiler for its launchers.
+bring Triton, which also wants a C compiler for its launchers. On Hopper GPUs with the `hopper` extra, `HopperKernels`
+leaves it little to do: rotation, GELU and the residual's addition happen in the products, on sums not yet rounded.
 
 Two of the tower's additions are not here, because products do them: the residual is the product's accumulator
 (`addmm`), and its bias is not added at all but summed over the layers before, in float32, as the `offset` of the
@@ -14,6 +15,7 @@ Shapes: P = patches, D = hidden, A = heads, E = head_dim.
 import logging
 import os
 import shutil
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.encoder.attention import FrameRun, attend, rotate
+from pipeline.encoder.attention import FrameRun, Place, attend, rotate
 from pipeline.encoder.hopper_attention import find_flash_attention
 
 _LOG = logging.getLogger(__name__)
@@ -32,14 +34,26 @@ FLOAT8_MAX = 448.0
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Float8Rows:
-    """A matrix in 8 bits, each row scaled to the whole range: `values` (rows, n) times float32 `scales` (rows, 1)."""
+    """A matrix in 8 bits, each row with a scale of its own: `values` (rows, n) times float32 `scales` (rows, 1)."""
 
     values: Tensor
     scales: Tensor
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Float8Layer:
+    """A linear layer in 8 bits: `weight` (m, n) by its output channels, and `bias` (m,) in bfloat16.
+
+    `reach`, float32 (1, 1), is a scale that brings whatever comes out into the range of 8 bits.
+    """
+
+    weight: Float8Rows
+    bias: Tensor
+    reach: Tensor
+
+
 class Kernels(Protocol):
-    """The steps between a tower's matrix products; those in float8, the products too."""
+    """The steps of a tower's blocks."""
 
     def normalise(
         self, patch_rows: Tensor, mean: Tensor, std: Tensor, shape: tuple[int, int, int], dtype: torch.dtype
@@ -66,8 +80,28 @@ class Kernels(Protocol):
         """
         ...
 
+    def arrange_(self, qkv: nn.Linear, heads: tuple[int, int, int]) -> None:
+        """Reorder the output channels of `qkv` (3 * D, D) as `project` wants them, in place."""
+        ...
+
+    def project(self, hidden: Tensor, qkv: nn.Linear, heads: tuple[int, int, int], place: Place) -> Tensor:
+        """Queries and keys, turned by their patch's place, and values.
+
+        Args:
+            hidden: (P, D).
+            qkv: arranged.
+            heads: (3, A, E).
+            place: of the P patches.
+        Returns: (P, 3, A, E); queries' and keys' channels in any order that is the same for both.
+        """
+        ...
+
+    def add_product_(self, hidden: Tensor, values: Tensor, weight: Tensor) -> None:
+        """Add `values` (P, n) times the transpose of `weight` (D, n) to `hidden` (P, D) in place."""
+        ...
+
     def rotate_(self, qkv: Tensor, cos: Tensor, sin: Tensor) -> None:
-        """Turn queries and keys in place.
+        """Turn queries and keys in place, pairs of channels (i, i + E / 2).
 
         Args:
             qkv: (P, 3, A, E), contiguous.
@@ -100,11 +134,24 @@ class Kernels(Protocol):
         """Multiply (P, n) by the transpose of `weight` (m, n), add `bias` (m,): bfloat16 (P, m)."""
         ...
 
+    def project_float8(self, rows: Float8Rows, qkv: Float8Layer, heads: tuple[int, int, int], place: Place) -> Tensor:
+        """`project`, to bfloat16."""
+        ...
+
+    def linear_gelu_float8(self, rows: Float8Rows, layer: Float8Layer) -> Float8Rows:
+        """`linear_gelu`; the rows come from the LayerNorm for which the layer's reach was computed."""
+        ...
+
+    def add_float8_(self, hidden: Tensor, rows: Float8Rows, weight: Float8Rows) -> Tensor | None:
+        """Add the product to `hidden` (P, D) in place, or return it for the next `layer_norm_float8` to add."""
+        ...
+
 
 def make_kernels(device: torch.device) -> Kernels:
     """The fastest kernels for a device; plain torch, with a warning, where Triton or its C compiler is missing.
 
-    On Hopper with the `hopper` extra, FlashAttention 4 does the attention of large temporal patches.
+    On Hopper with the `hopper` extra, FlashAttention 4 does the attention of large temporal patches, and quack's
+    products do what else can be done to a product's sums.
     """
     if device.type != "cuda":
         return TorchKernels()
@@ -116,11 +163,21 @@ def make_kernels(device: torch.device) -> Kernels:
     except ImportError as error:
         _LOG.warning("plain_torch_kernels reason=no_triton error=%s", error)
         return TorchKernels()
-    return TritonKernels(find_flash_attention(device))
+    flash = find_flash_attention(device)
+    if flash is None:
+        return TritonKernels()
+    try:
+        with warnings.catch_warnings():  # the compiler that it brings warns of itself
+            warnings.simplefilter("ignore")
+            from pipeline.encoder.hopper_kernels import HopperKernels
+    except ImportError as error:
+        _LOG.warning("hopper_products=none reason=%s", error)
+        return TritonKernels(flash)
+    return HopperKernels(flash, device)
 
 
 class TorchKernels:
-    """`Kernels` in plain torch, for any device."""
+    """`Kernels` in plain torch, for any device; the others are what it leaves to be overridden."""
 
     def normalise(
         self, patch_rows: Tensor, mean: Tensor, std: Tensor, shape: tuple[int, int, int], dtype: torch.dtype
@@ -139,6 +196,19 @@ class TorchKernels:
         weight, bias = norm.weight.to(shifted.dtype), norm.bias.to(shifted.dtype)
         normed = functional.layer_norm(shifted.view(hidden.shape), norm.normalized_shape, weight, bias, norm.eps)
         return normed.to(hidden.dtype)
+
+    def arrange_(self, qkv: nn.Linear, heads: tuple[int, int, int]) -> None:
+        """Nothing: the checkpoints' order serves."""
+
+    def project(self, hidden: Tensor, qkv: nn.Linear, heads: tuple[int, int, int], place: Place) -> Tensor:
+        """A product, and a pass over queries and keys."""
+        projected: Tensor = qkv(hidden).view(-1, *heads)
+        self.rotate_(projected, place.cos, place.sin)
+        return projected
+
+    def add_product_(self, hidden: Tensor, values: Tensor, weight: Tensor) -> None:
+        """One product, whose accumulator `hidden` is."""
+        hidden.addmm_(values, weight.t())
 
     def rotate_(self, qkv: Tensor, cos: Tensor, sin: Tensor) -> None:
         """Four kernels and a copy."""
@@ -176,3 +246,17 @@ class TorchKernels:
         """A product in float32."""
         exact = rows.values.to(torch.float32) @ weight.values.to(torch.float32).t() * rows.scales * weight.scales.t()
         return (exact if bias is None else exact + bias).to(torch.bfloat16)
+
+    def project_float8(self, rows: Float8Rows, qkv: Float8Layer, heads: tuple[int, int, int], place: Place) -> Tensor:
+        """A product, and a pass over queries and keys."""
+        projected = self.float8_product(rows, qkv.weight, qkv.bias).view(-1, *heads)
+        self.rotate_(projected, place.cos, place.sin)
+        return projected
+
+    def linear_gelu_float8(self, rows: Float8Rows, layer: Float8Layer) -> Float8Rows:
+        """A product, and a pass over its result."""
+        return self.gelu_to_float8(self.float8_product(rows, layer.weight, None), layer.bias)
+
+    def add_float8_(self, hidden: Tensor, rows: Float8Rows, weight: Float8Rows) -> Tensor | None:  # noqa: ARG002
+        """One product, which is left to be added: torch's scaled ones have no accumulator."""
+        return self.float8_product(rows, weight, None)

@@ -29,12 +29,13 @@ class GridPositions:
     """Positions of one (h, w) grid, the same for each of its temporal patches.
 
     `learned` is (S, D) in the tower's dtype. `cos` and `sin` are float32 (S, E / 2): the second half of a head turns
-    by the same angles as the first.
+    by the same angles as the first. `coordinates` is float32 (2, S), each patch's row and column.
     """
 
     learned: Tensor
     cos: Tensor
     sin: Tensor
+    coordinates: Tensor
 
 
 class PositionTables(nn.Module):
@@ -53,9 +54,7 @@ class PositionTables(nn.Module):
         self._num_cached_patches = 0
         self._lock = Lock()
         # On the CPU even while the tower is built on the meta device: no checkpoint holds this buffer.
-        axis_dim = spec.head_dim // 2
-        exponents = torch.arange(0, axis_dim, 2, dtype=torch.float32, device="cpu") / axis_dim
-        self.register_buffer("inverse_frequencies", 1.0 / (_ROTARY_THETA**exponents), persistent=False)
+        self.register_buffer("inverse_frequencies", inverse_frequencies(spec.head_dim), persistent=False)
 
     def forward(self, table: Tensor, height: int, width: int) -> GridPositions:
         """Positions of a grid.
@@ -80,7 +79,9 @@ class PositionTables(nn.Module):
         rows, columns = merge_order(height, width, self._merge_size, table.device)
         angles = torch.cat([axis[:, None] * self.inverse_frequencies for axis in (rows, columns)], dim=1)
         cos, sin = _cos_sin(angles)
-        return GridPositions(learned=_interpolate(table, rows, columns, height, width), cos=cos, sin=sin)
+        learned = _interpolate(table, rows, columns, height, width)
+        coordinates = torch.stack([rows, columns]).to(torch.float32)
+        return GridPositions(learned=learned, cos=cos, sin=sin, coordinates=coordinates)
 
     def _keep(self, key: tuple[int, int], positions: GridPositions) -> None:
         self._cache[key] = positions
@@ -88,6 +89,13 @@ class PositionTables(nn.Module):
         while self._num_cached_patches > self._max_cached_patches:
             (height, width), _ = self._cache.popitem(last=False)
             self._num_cached_patches -= height * width
+
+
+def inverse_frequencies(head_dim: int) -> Tensor:
+    """Radians a step along an axis, of each pair of channels that turns by that axis: float32 (E / 4,), on the CPU."""
+    axis_dim = head_dim // 2
+    exponents = torch.arange(0, axis_dim, 2, dtype=torch.float32, device="cpu") / axis_dim
+    return 1.0 / (_ROTARY_THETA**exponents)
 
 
 def merge_order(height: int, width: int, merge_size: int, device: torch.device) -> tuple[Tensor, Tensor]:

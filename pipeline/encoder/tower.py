@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.checkpoint import VisionSpec
-from pipeline.encoder.attention import FrameRun, frame_runs
+from pipeline.encoder.attention import Place, frame_runs
 from pipeline.encoder.kernels import Kernels, TorchKernels
 from pipeline.encoder.positions import GridPositions, PositionTables
 
@@ -32,18 +32,6 @@ class TowerOutput:
 
     tokens: Tensor
     deepstack: tuple[Tensor, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Place:
-    """Where the patches are: rotary angles, float32 (p, E / 2) with p dividing P, and runs of equal temporal patches.
-
-    One table serves every temporal patch where all have one (h, w).
-    """
-
-    cos: Tensor
-    sin: Tensor
-    runs: tuple[FrameRun, ...]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -86,9 +74,12 @@ class Attention(nn.Module):
 
     def add_to(self, hidden_PD: Tensor, normed_PD: Tensor, place: Place) -> None:
         """Add the result for `normed_PD`, but for the bias of `proj`, to `hidden_PD` in place."""
-        qkv_P3AE = self.qkv(normed_PD).view(-1, *self.heads)
-        self._kernels.rotate_(qkv_P3AE, place.cos, place.sin)
-        hidden_PD.addmm_(self._kernels.attend(qkv_P3AE, place.runs), self.proj.weight.t())
+        qkv_P3AE = self._kernels.project(normed_PD, self.qkv, self.heads, place)
+        self._kernels.add_product_(hidden_PD, self._kernels.attend(qkv_P3AE, place.runs), self.proj.weight)
+
+    def arrange(self) -> None:
+        """Bring `qkv`, once its weights are there, into the order in which the kernels want its channels."""
+        self._kernels.arrange_(self.qkv, self.heads)
 
 
 class Mlp(nn.Module):
@@ -102,7 +93,8 @@ class Mlp(nn.Module):
 
     def add_to(self, hidden_PD: Tensor, normed_PD: Tensor) -> None:
         """Add the result for `normed_PD`, but for the bias of `linear_fc2`, to `hidden_PD` in place."""
-        hidden_PD.addmm_(self._kernels.linear_gelu(normed_PD, self.linear_fc1), self.linear_fc2.weight.t())
+        widened_PM = self._kernels.linear_gelu(normed_PD, self.linear_fc1)
+        self._kernels.add_product_(hidden_PD, widened_PM, self.linear_fc2.weight)
 
 
 class Merger(nn.Module):
@@ -191,6 +183,11 @@ class VisionTower(nn.Module):
                 deepstack.append(self.deepstack_merger_list[tap](stream.settled(), offsets[2 * index + 2]))
         return TowerOutput(tokens=self.merger(stream.settled(), offsets[-1]), deepstack=tuple(deepstack))
 
+    def arrange(self) -> None:
+        """Bring the weights, once they are there, into the order that the kernels want; not twice."""
+        for block in self.typed_blocks:
+            block.attn.arrange()
+
     def hold(self, height: int, width: int) -> GridPositions:
         """Make a grid's positions, or find them, to be kept by the caller for as long as a graph reads them."""
         positions: GridPositions = self.positions(self.pos_embed.weight, height, width)
@@ -208,7 +205,7 @@ class VisionTower(nn.Module):
 
     def _add_positions(self, hidden_PD: Tensor, grid_thw: Sequence[Sequence[int]]) -> Place:
         """Add the learned positions in place; return where the patches are."""
-        cosines, sines, start = [], [], 0
+        cosines, sines, coordinates, start = [], [], [], 0
         groups = [
             (shape, sum(grid[0] for grid in grids))
             for shape, grids in groupby(grid_thw, key=lambda grid: (grid[1], grid[2]))
@@ -220,6 +217,7 @@ class VisionTower(nn.Module):
             times = num_frames if len(groups) > 1 else 1
             cosines.append(positions.cos.repeat(times, 1) if times > 1 else positions.cos)
             sines.append(positions.sin.repeat(times, 1) if times > 1 else positions.sin)
+            coordinates.append(positions.coordinates.repeat(1, num_frames))
             start = stop
         cos, sin = (tables[0] if len(groups) == 1 else torch.cat(tables) for tables in (cosines, sines))
-        return Place(cos=cos, sin=sin, runs=frame_runs(grid_thw))
+        return Place(cos=cos, sin=sin, coordinates=torch.cat(coordinates, dim=1), runs=frame_runs(grid_thw))

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from pipeline.encoder.attention import FrameRun, attend
 from pipeline.encoder.hopper_attention import HopperAttention
-from pipeline.encoder.kernels import FLOAT8, FLOAT8_MAX, Float8Rows
+from pipeline.encoder.kernels import FLOAT8, FLOAT8_MAX, Float8Rows, TorchKernels
 
 _LOG2_E = math.log2(math.e)
 _BLOCK = 64  # queries and keys of a tile
@@ -218,7 +218,7 @@ def _attend(
     tl.store(places + channels[None, :], (accumulated / total[:, None]).to(output.dtype.element_ty), mask=is_query)
 
 
-class TritonKernels:
+class TritonKernels(TorchKernels):
     """`Kernels` for CUDA. Tile sizes are those that were fastest on an H100 (docs/gpu.md has the figures).
 
     Args:
@@ -254,7 +254,7 @@ class TritonKernels:
     def layer_norm(self, hidden: Tensor, offset: Tensor, norm: nn.LayerNorm) -> Tensor:
         """One kernel; statistics in float32."""
         output = torch.empty_like(hidden)
-        _launch_layer_norm(hidden, None, offset, norm, output, None)
+        _launch_layer_norm(hidden, None, offset, norm, output)
         return output
 
     def layer_norm_float8(self, hidden: Tensor, late: Tensor | None, offset: Tensor, norm: nn.LayerNorm) -> Float8Rows:
@@ -351,7 +351,12 @@ def _empty_float8(like: Tensor) -> Float8Rows:
 
 
 def _launch_layer_norm(
-    hidden: Tensor, late: Tensor | None, offset: Tensor, norm: nn.LayerNorm, output: Tensor, scales: Tensor | None
+    hidden: Tensor,
+    late: Tensor | None,
+    offset: Tensor,
+    norm: nn.LayerNorm,
+    output: Tensor,
+    scales: Tensor | None = None,
 ) -> None:
     num_rows, dim = hidden.shape
     _layer_norm[(triton.cdiv(num_rows, 2),)](

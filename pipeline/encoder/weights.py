@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipeline.checkpoint import RANDOM_PREFIX, RANDOM_SEED, VISION_PREFIXES, Checkpoint, VisionSpec, weight_files
-from pipeline.encoder.kernels import make_kernels
+from pipeline.encoder.kernels import Kernels, TorchKernels, make_kernels
 from pipeline.encoder.tower import VisionTower
 from pipeline.errors import ModelError
 
@@ -28,13 +28,21 @@ _RANDOM_BIAS_STD = 0.02
 _RANDOM_POSITION_STD = 0.1
 
 
-def load_tower(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> VisionTower:
+def load_tower(
+    checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, kernels: Kernels | None = None
+) -> VisionTower:
     """Build the tower of a checkpoint, frozen and ready.
+
+    Args:
+        checkpoint: dimensions, and where the weights are.
+        device: where they go.
+        dtype: what they become.
+        kernels: of the device; None makes them.
 
     Raises: ModelError that lists missing, unexpected and mis-shaped tensors, or names a file that cannot be read.
     Cost: one pass over the vision weights (0.8 GB for 2B, 1.2 GB for 8B) and their memory on the device.
     """
-    tower, shapes = _empty_tower(checkpoint.vision, device)
+    tower, shapes = _empty_tower(checkpoint.vision, kernels or make_kernels(device))
 
     def place(tensor: Tensor) -> Tensor:
         # A copy even where nothing changes: what safetensors returns is a mapping of the file.
@@ -45,6 +53,7 @@ def load_tower(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dty
     else:
         state = _folder_weights(checkpoint.folder, checkpoint.vision, shapes, place)
     tower.load_state_dict(state, strict=True, assign=True)
+    tower.arrange()
     return tower.requires_grad_(False).eval().to(device)
 
 
@@ -55,13 +64,13 @@ def check_weights(checkpoint: Checkpoint) -> None:
     """
     if checkpoint.folder is not None:
         with ExitStack() as files:
-            _, shapes = _empty_tower(checkpoint.vision, torch.device("cpu"))
+            _, shapes = _empty_tower(checkpoint.vision, TorchKernels())
             _checked_tensors(checkpoint.folder, checkpoint.vision, shapes, files)
 
 
-def _empty_tower(spec: VisionSpec, device: torch.device) -> tuple[VisionTower, dict[str, tuple[int, ...]]]:
+def _empty_tower(spec: VisionSpec, kernels: Kernels) -> tuple[VisionTower, dict[str, tuple[int, ...]]]:
     with torch.device("meta"):
-        tower = VisionTower(spec, make_kernels(device))
+        tower = VisionTower(spec, kernels)
     return tower, {name: tuple(parameter.shape) for name, parameter in tower.state_dict().items()}
 
 

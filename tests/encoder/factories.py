@@ -105,6 +105,7 @@ def tower_like(model: torch.nn.Module, spec: VisionSpec, kernels: Kernels | None
     # Likewise: `load_tower` keeps the frequencies in float32.
     tower.positions = VisionTower(spec).positions
     tower.load_state_dict(state)
+    tower.arrange()
     return tower.requires_grad_(False).eval()
 
 

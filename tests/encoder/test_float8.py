@@ -6,8 +6,8 @@ from torch.nn import functional
 
 from pipeline.config import Config
 from pipeline.encoder.encode import Encoder
-from pipeline.encoder.float8 import Float8Block, to_float8
-from pipeline.encoder.kernels import FLOAT8, TorchKernels
+from pipeline.encoder.float8 import Float8Block, Float8Linear, to_float8
+from pipeline.encoder.kernels import FLOAT8, FLOAT8_MAX, TorchKernels
 from pipeline.errors import ModelError
 from pipeline.stages.encode import encode_dtype
 from tests.encoder.factories import CPU, MIXED_GRIDS, make_checkpoint, make_output, make_rows, make_spec, relative_error
@@ -87,12 +87,12 @@ def test_the_widened_mlp_computes_what_the_narrow_one_did():
     quick = Float8Block(block, KERNELS)
     width, rows = block.mlp.linear_fc1.out_features, KERNELS.to_float8(noise(9, block.mlp.linear_fc1.in_features))
     assert quick.linear_fc1.values.shape[0] % 128 == 0 != width % 128
-    widened = KERNELS.gelu_to_float8(quick.linear_fc1(rows), quick.linear_fc1.bias)
+    widened = KERNELS.linear_gelu_float8(rows, quick.linear_fc1.layer)
     assert not widened.values[:, width:].any()
     narrow = KERNELS.float8_product(rows, KERNELS.to_float8(block.mlp.linear_fc1.weight), None)
     narrow = KERNELS.gelu_to_float8(narrow, block.mlp.linear_fc1.bias)
     expected = KERNELS.float8_product(narrow, KERNELS.to_float8(block.mlp.linear_fc2.weight), None)
-    assert relative_error(quick.linear_fc2(widened), expected) < 1e-6
+    assert relative_error(KERNELS.float8_product(widened, quick.linear_fc2.weight, None), expected) < 1e-6
 
 
 def test_the_tower_in_sixteen_bits_is_not_touched():
@@ -112,3 +112,14 @@ def test_the_setting_is_part_of_what_an_output_is_bound_to():
     config = Config.from_values({"encode": {"dtype": "float8"}})
     assert config.result_values["encode"]["dtype"] == "float8"
     assert encode_dtype(config, CPU) == FLOAT8
+
+
+@pytest.mark.parametrize("spread", [0.0, 2.0], ids=["even", "a few large channels"])
+def test_the_scale_that_is_known_beforehand_is_reached_by_no_row(spread):
+    linear, norm = torch.nn.Linear(64, 96).requires_grad_(False), torch.nn.LayerNorm(64, eps=1e-6).requires_grad_(False)
+    norm.weight.data, norm.bias.data = (noise(64) * spread).exp(), noise(64, seed=1)
+    reach = float(Float8Linear(linear, KERNELS, norm=norm).reach) * FLOAT8_MAX
+    # The rows that reach furthest: those that point where a row of the weight points.
+    worst = torch.cat([linear.weight * norm.weight, -linear.weight * norm.weight]) * 100
+    largest = float(linear(norm(torch.cat([worst, noise(500, 64, seed=2)]))).abs().max())
+    assert largest < reach < 2 * largest
