@@ -3,7 +3,7 @@
 One small file a death, `<folder>/<medium>-<random>.json`, made by the parent of the decoder as soon as it has seen the
 end: it outlives the decoder, the worker and the driver. A healthy clip writes nothing; it costs two `stat` calls, one
 of the medium, one of the folder (another worker's death changes the folder's time). In an object store the list is
-read again only after a death of one's own.
+read before the first medium, and again only after a death of one's own.
 
 A medium with one death on record is tried by one worker at a time, until a clip of it has been decoded: of N workers
 that are at one file, those lose their decoder that were at it already, and one more. The turn is a lock on
@@ -66,8 +66,8 @@ class Attempts:
         path = local_path(folder_uri)
         self._local = None if path is None else Path(os.fsdecode(path))
         self._seen_ns: int | None = None
-        self._names: dict[str, list[str]] = {}
-        self._read_names()
+        # None until a medium is asked for: by then the quarantine is lifted, where the run does that.
+        self._names: dict[str, list[str]] | None = None
 
     @contextmanager
     def turn(self, uri: str, stage: Stage) -> Iterator[None]:
@@ -102,12 +102,13 @@ class Attempts:
 
     def _suspect(self, uri: str, stage: Stage) -> str | None:
         """The key of a medium that has ended a decoder, None of any other. Raises: as `require_allowed`."""
-        if self._local is not None and self._changed_ns() != self._seen_ns:
-            self._read_names()
-        if not self._names:
+        known = self._names
+        if known is None or (self._local is not None and self._changed_ns() != self._seen_ns):
+            known = self._read_names()
+        if not known:
             return None
         key = _key(uri)
-        names = self._names.get(key, [])
+        names = known.get(key, [])
         if len(names) < self._max_deaths:
             return key if names else None
         deaths = [self._read(name) for name in names]
@@ -129,8 +130,7 @@ class Attempts:
             self._write(name, data)
         except OSError as error:
             raise self._unwritable(death.uri, error) from error
-        self._read_names()
-        return len(self._names.get(_key(death.uri), []))
+        return len(self._read_names().get(_key(death.uri), []))
 
     def forget_all(self) -> None:
         """Lift the quarantine of every medium, for the CPU's decoders and for a GPU's."""
@@ -161,14 +161,16 @@ class Attempts:
         store, root = self._store()
         store.pipe_file(f"{root}/{name}", data)
 
-    def _read_names(self) -> None:
-        self._names = {}
+    def _read_names(self) -> dict[str, list[str]]:
+        names: dict[str, list[str]] = {}
         self._seen_ns = self._changed_ns()
         if self._seen_ns is not None and time.time_ns() - self._seen_ns < _CLOCK_STEP_NS:
             self._seen_ns = _UNSETTLED  # another death may come at the same time, by the folder's clock
         for name in sorted(self._list()):
             if name.endswith(self._suffix):
-                self._names.setdefault(name.partition("-")[0], []).append(name)
+                names.setdefault(name.partition("-")[0], []).append(name)
+        self._names = names
+        return names
 
     def _list(self) -> list[str]:
         try:

@@ -64,10 +64,11 @@ def test_a_medium_is_refused_after_two_deaths_and_others_are_not(folder_uri):
 def test_deaths_are_known_to_the_next_run_until_the_quarantine_is_lifted(folder_uri):
     for _ in range(2):
         Attempts(folder_uri).record(death("/a.mp4"))
-    later = Attempts(folder_uri)
+    later, asked_afterwards = Attempts(folder_uri), Attempts(folder_uri)
     assert is_refused(later, "/a.mp4") is ErrorCode.DECODER_CRASHED
     later.forget_all()
     assert is_refused(later, "/a.mp4") is None
+    assert is_refused(asked_afterwards, "/a.mp4") is None
     assert is_refused(Attempts(folder_uri), "/a.mp4") is None
 
 
