@@ -13,11 +13,11 @@ from pipeline.config import SourcesConfig
 from pipeline.errors import ModelError, OutputError, OutputMismatchError, UsageError
 from pipeline.flow.outside import outside
 from pipeline.flow.run import RunSummary, retry
+from pipeline.media.content import WHOLE_LIMIT_BYTES
 from pipeline.sink.compact import read_manifest
 from pipeline.sink.lance_table import open_dataset
 from pipeline.sink.output import Kind, OutputFolder
 from pipeline.sink.verify import verify_output
-from pipeline.sources.content_id import WHOLE_LIMIT_BYTES
 from pipeline.sources.listing import list_sources
 from tests.flow.tables import embeddings_of, errors_of, fragments_of
 from tests.media_factory import make_image, make_video
