@@ -32,6 +32,7 @@ from typing import Any, BinaryIO
 
 from pipeline.digest import digest_values
 from pipeline.errors import ErrorCode, MediaError, RunError, Stage
+from pipeline.media.driver_file import driver_errors
 from pipeline.media.inside import container_of
 from pipeline.media.location import file_version, local_path
 
@@ -133,15 +134,13 @@ class Attempts:
         return len(self._read_names().get(_key(death.uri), []))
 
     def forget_all(self) -> None:
-        """Lift the quarantine of every medium, for the CPU's decoders and for a GPU's."""
-        for name in self._list():
-            if not name.endswith((_SUFFIX, _DEVICE_SUFFIX, _TURN_SUFFIX)):
-                continue
-            if self._local is not None:
-                (self._local / name).unlink(missing_ok=True)
-            else:
-                store, root = self._store()
-                store.rm_file(f"{root}/{name}")
+        """Lift the quarantine of every medium, for the CPU's decoders and for a GPU's. Raises: RunError."""
+        names = [name for name in self._list() if name.endswith((_SUFFIX, _DEVICE_SUFFIX, _TURN_SUFFIX))]
+        try:
+            for name in names:
+                self._remove(name)
+        except OSError as error:
+            raise RunError(f"{self._uri}: the quarantine cannot be lifted: {error.strerror or error}") from error
         self._read_names()
 
     def _open_turn(self, path: Path, uri: str) -> BinaryIO:
@@ -158,8 +157,17 @@ class Attempts:
             self._local.mkdir(exist_ok=True)
             (self._local / name).write_bytes(data)
             return
-        store, root = self._store()
-        store.pipe_file(f"{root}/{name}", data)
+        with driver_errors():
+            store, root = self._store()
+            store.pipe_file(f"{root}/{name}", data)
+
+    def _remove(self, name: str) -> None:
+        if self._local is not None:
+            (self._local / name).unlink(missing_ok=True)
+            return
+        with driver_errors():
+            store, root = self._store()
+            store.rm_file(f"{root}/{name}")
 
     def _read_names(self) -> dict[str, list[str]]:
         names: dict[str, list[str]] = {}
@@ -176,10 +184,14 @@ class Attempts:
         try:
             if self._local is not None:
                 return [path.name for path in self._local.iterdir()]
-            store, root = self._store()
-            return [str(path).rpartition("/")[2] for path in store.ls(root, detail=False)]
+            with driver_errors():
+                store, root = self._store()
+                return [str(path).rpartition("/")[2] for path in store.ls(root, detail=False)]
         except FileNotFoundError:
             return []
+        except OSError as error:
+            what = f"cannot look up which media ended their decoder: {error.strerror or error}"
+            raise RunError(f"{self._uri}: {what}") from error
 
     def _read(self, name: str) -> Death:
         """A death that cannot be read back (its writer was killed) is still one."""
@@ -187,8 +199,9 @@ class Attempts:
             if self._local is not None:
                 values = json.loads((self._local / name).read_bytes())
             else:
-                store, root = self._store()
-                values = json.loads(store.cat_file(f"{root}/{name}"))
+                with driver_errors():
+                    store, root = self._store()
+                    values = json.loads(store.cat_file(f"{root}/{name}"))
             return Death(uri=values["uri"], code=ErrorCode(values["code"]), message=values["message"])
         except (OSError, ValueError, KeyError, TypeError):
             return Death(uri="", code=ErrorCode.DECODER_CRASHED, message="its record was not finished")
