@@ -294,7 +294,7 @@ def test_an_output_with_ids_of_large_files_of_an_earlier_version_goes_on(
 ) -> None:
     """Its rows stay; a file that was touched since is new content, as it was then."""
     video = make_video(tmp_path / "v.mp4", num_frames=10)
-    monkeypatch.setattr("pipeline.plan.probe.content_id", lambda item: f"sampled-{item.modified_ns:032x}")
+    monkeypatch.setattr("pipeline.plan.probe.content_id", lambda item, _: f"sampled-{item.modified_ns:032x}")
     run(video, tmp_path / "OUT")
     monkeypatch.undo()
     next((tmp_path / "OUT" / "embeddings").glob("*.parquet")).unlink()
