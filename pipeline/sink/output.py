@@ -151,8 +151,9 @@ class OutputFolder:
                 if self.local is not None:
                     return tuple(sorted(path.name for path in (self.local / name).iterdir()))
                 store, root = self.store()
-                paths = (str(path).rstrip("/") for path in store.ls(f"{root}/{name}", detail=False))
-                return tuple(sorted(path.rpartition("/")[2] for path in paths))
+                paths = {str(path).rstrip("/") for path in store.ls(f"{root}/{name}", detail=False)}
+                # Some tools put an object where they make a folder, under its own name and a slash.
+                return tuple(sorted(path.rpartition("/")[2] for path in paths - {f"{root}/{name}"}))
             except FileNotFoundError:
                 return ()
 
