@@ -43,3 +43,27 @@ def make_table(
         with opened(path, table.schema) as writer:
             writer.write_table(table, max_chunksize=rows_a_group)
     return path
+
+
+def write_wrong_count(path: Path, kind: pa.DataType, column: str, encoding: str) -> Path:
+    """Write a Parquet table of 300 values in a delta encoding whose first count of lengths says a thousand million.
+
+    A reader that believes it makes room for four gigabytes, and fills it: all lengths are one block of zero bits.
+    """
+    values = pa.array([f"value {number:05d}" for number in range(300)]).cast(kind)
+    schema = pa.schema([pa.field(column, kind, nullable=False)])  # so that no levels are before the count
+    options = {"use_dictionary": False, "compression": "none", "write_statistics": False}
+    pq.write_table(pa.table([values], schema), path, column_encoding={column: encoding}, **options)
+    data = bytearray(path.read_bytes())
+    written = _varint(128) + _varint(4) + _varint(300)  # values of a block, its parts, and all values
+    wrong = _varint(1 << 30) + _varint(1) + _varint(1_000_000_000)
+    place = data.index(written)
+    data[place : place + 32] = wrong.ljust(32, b"\0")
+    path.write_bytes(data)
+    return path
+
+
+def _varint(number: int) -> bytes:
+    """Seven bits a byte, the lowest first, as Parquet's lengths are written."""
+    rest, low = divmod(number, 128)
+    return bytes([low | 128]) + _varint(rest) if rest else bytes([low])

@@ -31,6 +31,8 @@ def stoppable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
+        # Nor does one that comes while the process says so and ends: Python gives back its own handlers then.
+        before = dict.fromkeys(_SIGNALS, signal.SIG_IGN)
         command = shlex.join(["patchwire", *sys.argv[1:]])
         raise RunError(f"stopped by {error or 'SIGINT'}; what is finished is kept. To go on: {command}") from error
     finally:
@@ -40,8 +42,12 @@ def stoppable() -> Iterator[None]:
 
 def _stop(number: int, _frame: FrameType | None) -> None:
     for each in _SIGNALS:
-        signal.signal(each, signal.SIG_IGN)
+        signal.signal(each, _stopping)  # not SIG_IGN: Python prints a traceback for one that has come already
     timer = threading.Timer(_LONGEST_END_SECONDS, os._exit, (RunError.exit_code,))
     timer.daemon = True
     timer.start()
     raise _StopError(signal.Signals(number).name)
+
+
+def _stopping(_number: int, _frame: FrameType | None) -> None:
+    pass

@@ -197,10 +197,8 @@ def retry(
     with ExitStack() as stack:
         shown = stack.enter_context(display or QuietDisplay())
         run = stack.enter_context(OpenRun(settings, folder, shown))
-        if lift_quarantine:
-            Attempts(folder.attempts_uri).forget_all()
         working = stack.enter_context(make_runner(runner, settings, address, folder.attempts_uri))
-        return run.retry(working)
+        return run.retry(working, lift_quarantine=lift_quarantine)
 
 
 def make_runner(
@@ -323,9 +321,11 @@ class OpenRun:
         parts = assign(self._folder, listing, ShardLimits.of(self._config.sources))
         return self._execute(lambda probe: (self._extend(stem, part, probe) for stem, part in parts), runner)
 
-    def retry(self, runner: Runner) -> RunSummary:
+    def retry(self, runner: Runner, *, lift_quarantine: bool = False) -> RunSummary:
         """Do only what failed again: read the failed sources' headers, decode the failed clips."""
         self._begin(runner)
+        if lift_quarantine:  # not before: until the lease is held, the records may be another run's
+            Attempts(self._folder.attempts_uri).forget_all()
         failed = set(self._folder.fragments(Kind.ERRORS)).intersection(planned_requests(self._folder))
         self._display.note(f"retry: failed clips of {len(failed)} requests, and the sources that failed")
         announce_retry(self._folder, failed | announced_retry(self._folder))

@@ -3,7 +3,7 @@
 One small file a death, `<folder>/<medium>-<random>.json`, made by the parent of the decoder as soon as it has seen the
 end: it outlives the decoder, the worker and the driver. A healthy clip writes nothing; it costs two `stat` calls, one
 of the medium, one of the folder (another worker's death changes the folder's time). In an object store the list is
-read again only after a death of one's own.
+read before the first medium, and again only after a death of one's own.
 
 A medium with one death on record is tried by one worker at a time, until a clip of it has been decoded: of N workers
 that are at one file, those lose their decoder that were at it already, and one more. The turn is a lock on
@@ -32,6 +32,7 @@ from typing import Any, BinaryIO
 
 from pipeline.digest import digest_values
 from pipeline.errors import ErrorCode, MediaError, RunError, Stage
+from pipeline.media.driver_file import driver_errors
 from pipeline.media.inside import container_of
 from pipeline.media.location import file_version, local_path
 
@@ -66,8 +67,8 @@ class Attempts:
         path = local_path(folder_uri)
         self._local = None if path is None else Path(os.fsdecode(path))
         self._seen_ns: int | None = None
-        self._names: dict[str, list[str]] = {}
-        self._read_names()
+        # None until a medium is asked for: by then the quarantine is lifted, where the run does that.
+        self._names: dict[str, list[str]] | None = None
 
     @contextmanager
     def turn(self, uri: str, stage: Stage) -> Iterator[None]:
@@ -102,12 +103,13 @@ class Attempts:
 
     def _suspect(self, uri: str, stage: Stage) -> str | None:
         """The key of a medium that has ended a decoder, None of any other. Raises: as `require_allowed`."""
-        if self._local is not None and self._changed_ns() != self._seen_ns:
-            self._read_names()
-        if not self._names:
+        known = self._names
+        if known is None or (self._local is not None and self._changed_ns() != self._seen_ns):
+            known = self._read_names()
+        if not known:
             return None
         key = _key(uri)
-        names = self._names.get(key, [])
+        names = known.get(key, [])
         if len(names) < self._max_deaths:
             return key if names else None
         deaths = [self._read(name) for name in names]
@@ -129,19 +131,16 @@ class Attempts:
             self._write(name, data)
         except OSError as error:
             raise self._unwritable(death.uri, error) from error
-        self._read_names()
-        return len(self._names.get(_key(death.uri), []))
+        return len(self._read_names().get(_key(death.uri), []))
 
     def forget_all(self) -> None:
-        """Lift the quarantine of every medium, for the CPU's decoders and for a GPU's."""
-        for name in self._list():
-            if not name.endswith((_SUFFIX, _DEVICE_SUFFIX, _TURN_SUFFIX)):
-                continue
-            if self._local is not None:
-                (self._local / name).unlink(missing_ok=True)
-            else:
-                store, root = self._store()
-                store.rm_file(f"{root}/{name}")
+        """Lift the quarantine of every medium, for the CPU's decoders and for a GPU's. Raises: RunError."""
+        names = [name for name in self._list() if name.endswith((_SUFFIX, _DEVICE_SUFFIX, _TURN_SUFFIX))]
+        try:
+            for name in names:
+                self._remove(name)
+        except OSError as error:
+            raise RunError(f"{self._uri}: the quarantine cannot be lifted: {error.strerror or error}") from error
         self._read_names()
 
     def _open_turn(self, path: Path, uri: str) -> BinaryIO:
@@ -158,26 +157,41 @@ class Attempts:
             self._local.mkdir(exist_ok=True)
             (self._local / name).write_bytes(data)
             return
-        store, root = self._store()
-        store.pipe_file(f"{root}/{name}", data)
+        with driver_errors():
+            store, root = self._store()
+            store.pipe_file(f"{root}/{name}", data)
 
-    def _read_names(self) -> None:
-        self._names = {}
+    def _remove(self, name: str) -> None:
+        if self._local is not None:
+            (self._local / name).unlink(missing_ok=True)
+            return
+        with driver_errors():
+            store, root = self._store()
+            store.rm_file(f"{root}/{name}")
+
+    def _read_names(self) -> dict[str, list[str]]:
+        names: dict[str, list[str]] = {}
         self._seen_ns = self._changed_ns()
         if self._seen_ns is not None and time.time_ns() - self._seen_ns < _CLOCK_STEP_NS:
             self._seen_ns = _UNSETTLED  # another death may come at the same time, by the folder's clock
         for name in sorted(self._list()):
             if name.endswith(self._suffix):
-                self._names.setdefault(name.partition("-")[0], []).append(name)
+                names.setdefault(name.partition("-")[0], []).append(name)
+        self._names = names
+        return names
 
     def _list(self) -> list[str]:
         try:
             if self._local is not None:
                 return [path.name for path in self._local.iterdir()]
-            store, root = self._store()
-            return [str(path).rpartition("/")[2] for path in store.ls(root, detail=False)]
+            with driver_errors():
+                store, root = self._store()
+                return [str(path).rpartition("/")[2] for path in store.ls(root, detail=False)]
         except FileNotFoundError:
             return []
+        except OSError as error:
+            what = f"cannot look up which media ended their decoder: {error.strerror or error}"
+            raise RunError(f"{self._uri}: {what}") from error
 
     def _read(self, name: str) -> Death:
         """A death that cannot be read back (its writer was killed) is still one."""
@@ -185,8 +199,9 @@ class Attempts:
             if self._local is not None:
                 values = json.loads((self._local / name).read_bytes())
             else:
-                store, root = self._store()
-                values = json.loads(store.cat_file(f"{root}/{name}"))
+                with driver_errors():
+                    store, root = self._store()
+                    values = json.loads(store.cat_file(f"{root}/{name}"))
             return Death(uri=values["uri"], code=ErrorCode(values["code"]), message=values["message"])
         except (OSError, ValueError, KeyError, TypeError):
             return Death(uri="", code=ErrorCode.DECODER_CRASHED, message="its record was not finished")

@@ -12,12 +12,13 @@ import io
 import os
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from pipeline.errors import ErrorCode, MediaError, Stage
 from pipeline.media.addresses import http_options
 from pipeline.media.byte_range import ByteRange, open_range
+from pipeline.media.driver_file import driver_file
 from pipeline.media.inside import TAR, Inside, inside_of
 
 if TYPE_CHECKING:
@@ -177,7 +178,8 @@ def _open_remote(uri: str, stage: Stage) -> BinaryIO:
     import fsspec
 
     try:
-        return io.BufferedReader(_RemoteFile(fsspec.open(uri, "rb", **http_options(uri))), _REMOTE_BUFFER_BYTES)
+        opener = fsspec.open(uri, "rb", **http_options(uri))
+        return io.BufferedReader(driver_file(opener.open(), opener), _REMOTE_BUFFER_BYTES)
     except Exception as error:  # each filesystem of fsspec has its own exceptions
         raise _unreadable(uri, error, stage) from error
 
@@ -202,35 +204,3 @@ def _unreadable(uri: str, error: Exception, stage: Stage) -> MediaError:
     why = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
     reason = f"{type(why).__name__}: {why}"
     return MediaError(ErrorCode.UNREADABLE, f"{uri}: expected a readable object: {reason}", stage)
-
-
-class _RemoteFile(io.RawIOBase):
-    """An fsspec file with what opened it: an archive closes its members when it is collected."""
-
-    def __init__(self, opener: Any) -> None:
-        self._opener = opener
-        self._file = opener.open()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        data = self._file.read(len(view))
-        view[: len(data)] = data
-        return len(data)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._file.seek(offset, whence)
-        return int(self._file.tell())
-
-    def tell(self) -> int:
-        return int(self._file.tell())
-
-    def close(self) -> None:
-        if not self.closed:
-            self._file.close()
-        super().close()

@@ -12,6 +12,7 @@ Where deaths are written down (see attempts.py), a medium whose decoder was kill
 once more at once, because it may be innocent; one that ended its decoder twice is refused.
 """
 
+import re
 import time
 from collections.abc import Callable
 from functools import partial
@@ -36,6 +37,7 @@ __all__ = ["Sandbox", "SharedBuffer"]
 _FRAMES_PER_SECOND = 24.0
 _BYTES_PER_VIDEO_SECOND = 1_000_000  # 8 Mbit/s is a usual rate
 _INFO, _REPORT = TypeAdapter(MediaInfo), TypeAdapter(ClipReport)
+_NAME = re.compile("(b2|samples)-[0-9a-f]{32}")
 _Answer = TypeVar("_Answer")
 
 
@@ -98,6 +100,14 @@ class Sandbox:
         message = {"do": "probe", "uri": uri, "byte_range": place, "with_times": with_times}
         message["with_keyframes"] = with_keyframes
         return self._ask(uri, Stage.PROBE, partial(self._try, message, None, 0.0, self._info_of))
+
+    def name_content(self, uri: str) -> str:
+        """Name a medium's bytes as content.py does.
+
+        Raises: MediaError with Stage.PROBE; RunError when no decoder process can be started.
+        Cost: a message more than hashing them here, where what reads a table would have no bound.
+        """
+        return self._ask(uri, Stage.PROBE, partial(self._try, {"do": "name", "uri": uri}, None, 0.0, _name_of))
 
     def new_buffer(self, num_bytes: int) -> SharedBuffer:
         """A buffer for `decode`, in pages that an earlier one no longer needs: what is in them is anything."""
@@ -202,6 +212,13 @@ class Sandbox:
 
 def _report_of(reply: dict[str, Any]) -> ClipReport:
     return _REPORT.validate_python(reply["report"])
+
+
+def _name_of(reply: dict[str, Any]) -> str:
+    name = str(reply["name"])
+    if not _NAME.fullmatch(name):
+        raise ProtocolError(f"expected a content's name, got {name[:80]!r}")
+    return name
 
 
 def _error_of(reply: dict[str, Any], stage: Stage) -> MediaError | None:

@@ -1,9 +1,12 @@
 """Media in a column of a Parquet or Arrow table: one cell at a time, read in streams.
 
 A column counts when it holds bytes, or structs with a field `bytes` (as Hugging Face's Image and Video features are
-stored). Rows come in batches of about 16 MiB out of one row group or record batch, and only the newest is kept: asking
-for cells in order reads a table once, going back reads its group again. Memory is bounded by a batch and by the largest
-page or record batch of that one column (below 2 GiB in Parquet, 1 GiB where an Arrow batch is compressed).
+stored). Rows come out of one row group or record batch, and only the newest is kept: asking for cells in order reads a
+table once, going back reads its group again. Of Parquet a batch is one row (3 us more than in large batches): a
+stranger's file can repeat a value, or make each from the one before it, so that gigabytes of rows lie in one page, and
+its footer need not say so. Memory is bounded by a cell and by the largest page or record batch of that one column
+(below 2 GiB in Parquet, 1 GiB where an Arrow batch is compressed); but lengths in delta encodings begin with a count
+that Arrow (26.0) takes at its word, up to 8 GiB, which is one reason why decoder processes alone read cells.
 Trade-off: a cell is copied out of its batch, so that it does not keep the whole batch in memory.
 """
 
@@ -17,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.media.arrow_heads import rows_of_batches
+from pipeline.media.parquet_pages import check_pages
 
-_BATCH_BYTES = 16 << 20
-_MAX_BATCH_ROWS = 4096
+_MAX_SMALL_BYTES = 256 << 20  # two columns of numbers, in the driver
 _PAGE_BUFFER_BYTES = 1 << 20
 _BYTES_FIELD = "bytes"
 _PARQUET_MAGIC, _ARROW_MAGIC = b"PAR1", b"ARROW1"
@@ -121,6 +124,7 @@ class _ParquetChunks:
     """Row groups, each streamed page by page."""
 
     def __init__(self, file: BinaryIO) -> None:
+        self._bytes = file
         self._file = pq.ParquetFile(file, buffer_size=_PAGE_BUFFER_BYTES, pre_buffer=False)
         self.schema = self._file.schema_arrow
         metadata = self._file.metadata
@@ -133,18 +137,13 @@ class _ParquetChunks:
         path = column if _is_binary(self.schema.field(column).type) else f"{column}.{_BYTES_FIELD}"
         groups = range(chunk, len(self.starts))
         for group in groups:
-            rows = self._rows_a_batch(group, path)
-            yield from self._file.iter_batches(batch_size=rows, row_groups=[group], columns=[path], use_threads=False)
+            yield from self._file.iter_batches(batch_size=1, row_groups=[group], columns=[path], use_threads=False)
 
     def read_all(self, columns: list[str]) -> pa.Table:
         """Some columns of the whole table."""
+        most = {"max_values": _MAX_SMALL_BYTES // 16, "max_bytes": _MAX_SMALL_BYTES}
+        check_pages(self._bytes, self._file.metadata, columns, **most)
         return self._file.read(columns=columns, use_threads=False)
-
-    def _rows_a_batch(self, group: int, path: str) -> int:
-        metadata = self._file.metadata.row_group(group)
-        columns = (metadata.column(index) for index in range(metadata.num_columns))
-        num_bytes = sum(column.total_uncompressed_size for column in columns if column.path_in_schema == path)
-        return max(1, min(_MAX_BATCH_ROWS, int(_BATCH_BYTES * metadata.num_rows / max(1, num_bytes))))
 
 
 class _ArrowChunks:

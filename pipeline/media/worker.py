@@ -15,6 +15,7 @@ from pipeline.config import DecodeConfig, ImagesConfig, LimitsConfig
 from pipeline.errors import ErrorCode, MediaError
 from pipeline.media.byte_range import ByteRange
 from pipeline.media.container import ClipJob, ClipReport, MediaInfo
+from pipeline.media.content import name_content
 from pipeline.media.frames import open_frames
 from pipeline.media.grid import grid_of, row_bytes
 from pipeline.media.location import open_binary
@@ -54,6 +55,8 @@ class Worker:
             if message["do"] == "probe":
                 wishes = {name: message[name] for name in ("with_times", "with_keyframes")}
                 return {"info": asdict(self._probe(channel, uri, _byte_range(message), wishes))}
+            if message["do"] == "name":
+                return {"name": self._name(channel, uri)}
             assert handle is not None, "a decode job comes with its buffer"
             return {"report": asdict(self._decode(ClipJob.from_values(message), handle, message["offset"]))}
         except MediaError as error:
@@ -74,6 +77,13 @@ class Worker:
             send_message(channel, {"file_bytes": file.seek(0, os.SEEK_END)})  # which puts off the deadline
             file.seek(0)
             return probe_media(file, uri, self._images, self._limits, **wishes)
+
+    def _name(self, channel: socket.socket, uri: str) -> str:
+        with open_binary(uri) as file:
+            num_bytes = file.seek(0, os.SEEK_END)
+            send_message(channel, {"file_bytes": num_bytes})  # as above
+            file.seek(0)
+            return name_content(file, num_bytes)
 
     def _decode(self, job: ClipJob, handle: int, offset: int) -> ClipReport:
         start = time.process_time()

@@ -73,7 +73,7 @@ def probe_source(
     """
     source_id: str | None = None
     try:
-        source_id = content_id(item)
+        source_id = content_id(item, sandbox)
         info = sandbox.probe(item.uri, byte_range=item.byte_range, with_times=with_times, with_keyframes=with_keyframes)
     except MediaError as error:
         return ProbeResult(item=item, source_id=source_id, info=None, error=error)

@@ -13,9 +13,9 @@ from typing import Self
 
 from pipeline.checkpoint import VisionSpec
 from pipeline.media.container import MediaType
+from pipeline.media.content import SAMPLED_BYTES, WHOLE_LIMIT_BYTES
 from pipeline.media.grid import PATCH_SIZE, temporal_size
 from pipeline.plan.schema import Clip, RequestPlan, SourceRecord
-from pipeline.sources.content_id import SAMPLED_BYTES, WHOLE_LIMIT_BYTES
 
 UNKNOWN_CODEC = "unknown"
 _FRAMES_A_KEYFRAME = 3

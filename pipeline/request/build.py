@@ -71,7 +71,7 @@ def _decode(clip: Clip, following: Clip | None, sandbox: Sandbox, buffer: Shared
     first: MediaError | None = None
     for item in clip.sources:
         try:
-            require_unchanged(item, clip.source_id)
+            require_unchanged(item, clip.source_id, sandbox)
             return sandbox.decode(clip_job(clip, item, following), buffer, offset)
         except MediaError as error:
             if error.code not in _GONE:

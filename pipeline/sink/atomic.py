@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.errors import OutputError
+from pipeline.media.driver_file import driver_errors
 from pipeline.sink.output import Kind, OutputFolder
-from pipeline.sink.store import driver_errors
 
 TEMPORARY_SUFFIX = ".tmp"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.sink.output import Kind, OutputFolder
-from pipeline.sink.reading import stream_rows
+from pipeline.sink.reading import PLAN_STEM, stream_rows
 
 SPATIAL_MERGE = 4
 _MAX_SENTENCES = 20
@@ -55,10 +55,15 @@ class PlannedRequest:
 
 @dataclass(slots=True)
 class ErrorBooks:
-    """Error rows by what they are about."""
+    """Error rows by what they are about, and the file that the last one of each clip is in.
+
+    `strays` are files of requests that hold rows of whole sources: these belong to the plan.
+    """
 
     by_clip: Counter[str] = field(default_factory=Counter)
     by_source: Counter[str] = field(default_factory=Counter)
+    file_of: dict[str, str] = field(default_factory=dict)
+    strays: set[str] = field(default_factory=set)
 
 
 def rows_of_clip(level: str, grid_thw: tuple[int, int, int]) -> int:
@@ -85,21 +90,29 @@ def read_errors(folder: OutputFolder, stem: str, books: ErrorBooks) -> None:
     for row in stream_rows(folder, Kind.ERRORS, stem, ("source_uri", "clip_id")):
         if row["clip_id"] is None:
             books.by_source[str(row["source_uri"])] += 1
+            if not stem.startswith(PLAN_STEM):
+                books.strays.add(stem)
         else:
             books.by_clip[str(row["clip_id"])] += 1
+            books.file_of[str(row["clip_id"])] = stem
 
 
-def read_sources(folder: OutputFolder, stem: str, books: dict[SourceKey, dict[object, int]]) -> None:
+def read_sources(folder: OutputFolder, stem: str, books: dict[SourceKey, dict[object, int]]) -> int:
     """Add one sources file to the books: for each source's content, the clips of each span that was asked for.
+
+    Gives the number of its rows.
 
     A file that was only touched is listed again with the same content and spans; it is one entry here.
     Raises: what `stream_rows` does.
     """
+    num_rows = 0
     for row in stream_rows(folder, Kind.SOURCES, stem, _SOURCE_COLUMNS, _SPAN_COLUMNS):
+        num_rows += 1
         source_id = row["source_id"]
         key = (str(row["source_uri"]), None if source_id is None else str(source_id))
         span = (row.get("start_seconds"), row.get("end_seconds"))
         books.setdefault(key, {})[span] = int(str(row["num_clips"]))
+    return num_rows
 
 
 def _under_every_path(clip: dict[str, Any], level: str) -> Iterator[PlannedClip]:

@@ -70,8 +70,12 @@ class Holder:
         """Whether the lease may be taken over."""
         if self.machine == _machine() and _process_started(self.pid) != self.process_started:
             return True
-        silent = datetime.now(UTC) - datetime.fromisoformat(self.heartbeat_at)
-        return silent.total_seconds() > stale_seconds
+        return self.silent_seconds > stale_seconds
+
+    @property
+    def silent_seconds(self) -> float:
+        """How old its heartbeat is by this machine's clock. Raises: ValueError or TypeError where it is no time."""
+        return (datetime.now(UTC) - datetime.fromisoformat(self.heartbeat_at)).total_seconds()
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} since {self.started_at} (heartbeat {self.heartbeat_at})"
@@ -240,7 +244,9 @@ def _read(folder: OutputFolder) -> Holder | None:
     """Read the lease, None where there is none. Raises: OutputError where it is not one of this version."""
     try:
         with folder.open(LEASE) as file:
-            return Holder(**json.loads(file.read().decode("utf-8")))
+            holder = Holder(**json.loads(file.read().decode("utf-8")))
+        _ = holder.silent_seconds
+        return holder
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
@@ -257,9 +263,14 @@ def _is_ours(existing: Holder | None, holder: Holder) -> bool:
 
 
 def _busy(folder: OutputFolder, holder: Holder | None) -> OutputBusyError:
-    return OutputBusyError(
-        f"output {folder.uri!r} is held by {holder or 'another run'}; wait for it, stop it, or name another output"
-    )
+    advice = "wait for it, stop it, or name another output"
+    if holder is not None and holder.silent_seconds < -PERIOD_SECONDS * STALE_PERIODS:
+        # Waiting would not help where that machine is gone: its lease gets old an hour late, or a year.
+        advice = (
+            f"that machine's clock is {-holder.silent_seconds:.0f} s ahead of this one's, so nobody can tell whether "
+            f"it still runs: set the clocks right, or remove {LEASE} if it does not"
+        )
+    return OutputBusyError(f"output {folder.uri!r} is held by {holder or 'another run'}; {advice}")
 
 
 def _encode(holder: Holder) -> bytes:

@@ -24,11 +24,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from pipeline.errors import OutputError
+from pipeline.media.driver_file import driver_errors, driver_file
 from pipeline.media.location import local_path
-from pipeline.sink.store import driver_errors, stored_file
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -115,7 +115,7 @@ class OutputFolder:
             return (self.local / name).open("rb")
         with driver_errors():
             store, root = self.store()
-            return stored_file(store.open(f"{root}/{name}", "rb"))
+            return cast("BinaryIO", driver_file(store.open(f"{root}/{name}", "rb")))
 
     def remove(self, name: str) -> None:
         """Remove a file below the folder, if it exists. Raises: OutputError."""
@@ -151,8 +151,9 @@ class OutputFolder:
                 if self.local is not None:
                     return tuple(sorted(path.name for path in (self.local / name).iterdir()))
                 store, root = self.store()
-                paths = (str(path).rstrip("/") for path in store.ls(f"{root}/{name}", detail=False))
-                return tuple(sorted(path.rpartition("/")[2] for path in paths))
+                paths = {str(path).rstrip("/") for path in store.ls(f"{root}/{name}", detail=False)}
+                # Some tools put an object where they make a folder, under its own name and a slash.
+                return tuple(sorted(path.rpartition("/")[2] for path in paths - {f"{root}/{name}"}))
             except FileNotFoundError:
                 return ()
 

@@ -39,7 +39,15 @@ class Constants:
 class FragmentCheck:
     """Holds one request's expectations while its rows go by."""
 
-    def __init__(self, request: PlannedRequest, constants: Constants, where: str, findings: Findings) -> None:
+    def __init__(
+        self,
+        request: PlannedRequest,
+        constants: Constants,
+        vector_types: dict[str, pa.DataType],
+        where: str,
+        findings: Findings,
+    ) -> None:
+        """`vector_types` is filled by the first fragment, and the others are held against it."""
         self._planned = {clip.clip_id: clip for clip in request.clips}
         self._seen = {clip.clip_id: np.zeros(clip.num_rows, dtype=bool) for clip in request.clips}
         self._expected = {
@@ -49,6 +57,7 @@ class FragmentCheck:
             "model_revision": constants.model_revision,
             "config_hash": constants.config_hash,
         }
+        self._vector_types = vector_types
         self._where = where
         self._findings = findings
         self.num_rows = 0
@@ -75,12 +84,18 @@ class FragmentCheck:
                     self._findings.add(f"{self._where}: {name}: expected {expected!r}, got {value!r}")
         for name in batch.schema.names:
             if name == "embedding" or name.startswith("deepstack_"):
+                self._check_type(name, batch.column(name).type)
                 self._check_finite(name, batch.column(name))
         if batch.column("position").null_count or batch.column("clip_id").null_count:
             self._findings.add(f"{self._where}: a row has no clip_id or no position")
             return
         for clip_id, uri, source_id, positions in _runs(batch):
             self._check_run(clip_id, uri, source_id, positions)
+
+    def _check_type(self, name: str, found: pa.DataType) -> None:
+        expected = self._vector_types.setdefault(name, found)
+        if found != expected:
+            self._findings.add(f"{self._where}: {name}: expected {expected} as in other fragments, got {found}")
 
     def _check_finite(self, name: str, vectors: pa.Array) -> None:
         values = vectors.flatten().to_numpy(zero_copy_only=False)

@@ -31,6 +31,10 @@ class ModelIdentity:
     model_revision: str
     random_weights: bool
 
+    def hash_with(self, result_config: Mapping[str, PlainValue]) -> str:
+        """Name what decides the rows: the settings that do, and these weights."""
+        return digest_values(result_config, self.model_id, self.model_revision, self.random_weights)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
@@ -64,7 +68,7 @@ class RunRecord:
             started_at=started_at,
             makes=makes.value,
             model=model,
-            config_hash=digest_values(config.result_values, model.model_id, model.model_revision, model.random_weights),
+            config_hash=model.hash_with(config.result_values),
             result_config=config.result_values,
             config=config.model_dump(mode="json"),
             versions=installed_versions(),
@@ -77,6 +81,8 @@ class RunRecord:
         record = cls(**{**values, "model": ModelIdentity(**values["model"])})
         if not isinstance(record.result_config, dict) or not isinstance(record.config_hash, str):
             raise TypeError("result_config or config_hash is of another type")
+        if not isinstance(record.counts, dict) or not all(isinstance(count, int) for count in record.counts.values()):
+            raise TypeError("counts: expected numbers")
         return record
 
     def to_json(self) -> str:

@@ -2,7 +2,9 @@
 
 Every planned clip has exactly its rows or exactly one error row; every source has its clips or one error row; nothing
 is there that was not planned, nothing twice, nothing unreadable, nothing of another config or model, no vector that
-is not finite. Request by request, so that memory holds a batch of vectors and one request's clips at a time.
+is not finite or of another kind than the first, no error row in another file than where a retry looks for it, and no
+clip fewer than the last run counted.
+Request by request, so that memory holds a batch of vectors and one request's clips at a time.
 """
 
 from collections import Counter
@@ -75,6 +77,7 @@ def verify_output(folder: OutputFolder) -> VerifyReport:
         check.errors()
         check.plan(record)
         check.sources()
+        check.counts(record)
         check.copies()
     return check.report()
 
@@ -91,7 +94,9 @@ class _Verification:
         self._clips_of_source: dict[SourceKey, int] = {}
         self._requests: set[str] = set()
         self._num_embedded = 0
+        self._vector_types: dict[str, pa.DataType] = {}
         self._num_rows = 0
+        self._num_source_rows = 0
         self._table = TableCheck(folder, self._findings)
         self._lance = LanceCheck(folder, self._findings)
 
@@ -111,12 +116,16 @@ class _Verification:
         elif _level(record) is None:
             self._findings.add(f"{RUN_RECORD}: output.level: expected one of {', '.join(_LEVELS)}")
             return None
+        elif record.config_hash != record.model.hash_with(record.result_config):
+            self._findings.add(f"{RUN_RECORD}: config_hash is not that of its result_config and model")
         return record
 
     def errors(self) -> None:
         """Count the error rows."""
         for stem in self._folder.fragments(Kind.ERRORS):
             self._reading(Kind.ERRORS, stem, partial(read_errors, self._folder, stem, self._errors))
+        for stem in sorted(self._errors.strays):
+            self._findings.add(f"{self._folder.name(Kind.ERRORS, stem)}: an error row of a source, which is the plan's")
 
     def plan(self, record: RunRecord) -> None:
         """Hold every request against its fragment, then look for what was never planned."""
@@ -131,13 +140,18 @@ class _Verification:
             self._reading(Kind.PLAN, stem, partial(self._plan_file, stem, constants, present))
         for stem in sorted(present - self._requests):
             self._findings.add(f"{self._folder.name(Kind.EMBEDDINGS, stem)}: no such request is planned")
+        for name in self._folder.entries(Kind.EMBEDDINGS):
+            if not name.startswith((".", "_")) and not name.endswith(Kind.EMBEDDINGS.suffix):
+                self._findings.add(
+                    f"{Kind.EMBEDDINGS}/{name}: no fragment, and readers of the folder may take it for one"
+                )
         for clip_id in sorted(self._errors.by_clip.keys() - self._planned_clips):
             self._findings.add(f"errors: clip {clip_id!r} has an error row and is not planned")
 
     def sources(self) -> None:
         """Hold every source against the plan."""
         for stem in self._folder.fragments(Kind.SOURCES):
-            self._reading(Kind.SOURCES, stem, partial(read_sources, self._folder, stem, self._sources))
+            self._reading(Kind.SOURCES, stem, partial(self._source_file, stem))
         for key, spans in self._sources.items():
             planned = self._clips_of_source.get(key, 0)
             if planned != sum(spans.values()):
@@ -159,6 +173,13 @@ class _Verification:
             self._findings.add(f"source {uri!r} has an error row, and did not fail")
         else:
             self._findings.add(f"source {uri!r} failed {num_without_clips} times and has {num_errors} error rows")
+
+    def counts(self, record: RunRecord) -> None:
+        """Hold what is planned against what the last run that came to its end counted: a plan never shrinks."""
+        for name, found in (("sources", self._num_source_rows), ("clips", len(self._planned_clips))):
+            counted = record.counts.get(name, 0)
+            if counted > found:
+                self._findings.add(f"{RUN_RECORD} counts {counted} {name}, {found} are planned")
 
     def copies(self) -> None:
         """Hold the compacted table and the Lance dataset, as far as they are there, against the fragments."""
@@ -194,6 +215,9 @@ class _Verification:
             return False
         return True
 
+    def _source_file(self, stem: str) -> None:
+        self._num_source_rows += read_sources(self._folder, stem, self._sources)
+
     def _plan_file(self, stem: str, constants: Constants, present: set[str]) -> None:
         for request in planned_requests(self._folder, stem, constants.level):
             if request.request_id in self._requests:
@@ -216,17 +240,17 @@ class _Verification:
         if request.request_id not in present:
             self._findings.add(f"{where} is missing: {len(request.clips)} clips are not done")
             return
-        check = FragmentCheck(request, constants, where, self._findings)
+        check = FragmentCheck(request, constants, self._vector_types, where, self._findings)
         readable = self._reading(
             Kind.EMBEDDINGS, request.request_id, lambda: check.read(self._folder, request.request_id)
         )
         self._num_rows += check.num_rows
         for clip in request.clips if readable else ():
-            self._close(clip, check.num_rows_of(clip), where)
+            self._close(clip, check.num_rows_of(clip), request.request_id)
 
-    def _close(self, clip: PlannedClip, num_rows: int, where: str) -> None:
+    def _close(self, clip: PlannedClip, num_rows: int, request_id: str) -> None:
         num_errors = self._errors.by_clip[clip.clip_id]
-        name = f"{where}: clip {clip.clip_id!r} of {clip.source_uri!r}"
+        name = f"{self._folder.name(Kind.EMBEDDINGS, request_id)}: clip {clip.clip_id!r} of {clip.source_uri!r}"
         if num_errors and num_rows:
             self._findings.add(f"{name} has {num_rows} rows and an error row")
         elif num_errors > 1:
@@ -235,6 +259,9 @@ class _Verification:
             self._findings.add(f"{name} has {num_rows} of {clip.num_rows} rows and no error row")
         elif num_rows:
             self._num_embedded += 1
+        elif self._errors.file_of[clip.clip_id] != request_id:
+            there = self._folder.name(Kind.ERRORS, self._errors.file_of[clip.clip_id])
+            self._findings.add(f"{name} has its error row in {there}, where no retry looks for it")
 
 
 def _level(record: RunRecord) -> str | None:

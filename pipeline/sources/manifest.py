@@ -6,8 +6,9 @@ Rows are counted from 1, without a CSV's header.
 
 A manifest may be a stranger's, and some hundred bytes of Parquet or a megabyte of CSV can stand for more than there is
 memory. So it is read in batches and given up where it goes on for too long, only the three columns are ever made, and
-repeated values of a Parquet column stay references until their length is known. Trade-off: a single batch is decoded
-before it is looked at.
+repeated values of a Parquet column stay references until their length is known. What inflating the pages of Parquet
+takes is known before, from their headers; text in a delta encoding is refused by the same headers, because what it
+takes is not. Trade-off: tables of Parquet writers that were asked for version 2 have to be written anew.
 """
 
 import csv
@@ -24,6 +25,7 @@ import pyarrow.json
 import pyarrow.parquet
 
 from pipeline.errors import UsageError
+from pipeline.media.parquet_pages import check_pages
 
 SUFFIXES = (".csv", ".jsonl", ".ndjson", ".parquet")
 URI_COLUMN = "uri"
@@ -34,6 +36,7 @@ _CSV_BLOCK_BYTES = 1 << 20
 _BATCH_ROWS = 4096
 MAX_ROWS = 5_000_000  # 2 GB of the driver's memory by the time they are sources
 MAX_TEXT_BYTES = 1 << 30
+MAX_PAGES_BYTES = MAX_TEXT_BYTES + 32 * MAX_ROWS  # a length, two numbers and levels a row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +61,7 @@ def read_manifest(file: BinaryIO, name: str) -> list[ManifestRow]:
         file: its bytes.
         name: its path or URL: the suffix chooses the format, and messages name it.
     Raises: UsageError for a table that cannot be read, lacks `uri`, has no row, or has a bad cell; for one of more than
-        MAX_ROWS rows, or MAX_TEXT_BYTES of text in the three columns.
+        MAX_ROWS rows, or MAX_TEXT_BYTES of text in the three columns; for Parquet with text in a delta encoding.
     Cost: the three columns in memory.
 
     """
@@ -122,6 +125,7 @@ def _read_parquet(file: BinaryIO, name: str) -> pa.Table:
     for field in map(found.field, columns):
         if pa.types.is_nested(field.type):
             raise UsageError(f"manifest {name!r}: {field.name}: expected text or numbers, got {field.type}")
+    check_pages(file, metadata, columns, max_values=MAX_ROWS, max_bytes=MAX_PAGES_BYTES)
     parquet = pa.parquet.ParquetFile(file, metadata=metadata, read_dictionary=columns, pre_buffer=False)
     schema = pa.schema(map(parquet.schema_arrow.field, columns))
     batches = parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns, use_threads=False) if columns else ()

@@ -3,6 +3,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from tests.faults.processes import (
     fragment_bytes,
     fragment_times,
     num_fragments,
+    send,
     wait_until,
 )
 from tests.sink.readers import fragments_table, lance_table
@@ -113,6 +115,35 @@ def test_a_signal_ends_a_run_in_order_and_leaves_no_process_behind(
     assert "Traceback" not in stopped.stderr
     assert not (out / "lease.json").exists()
     assert num_fragments(out) < num_fragments(undisturbed)
+    take_up(videos, out, undisturbed)
+
+
+def test_ctrl_c_while_the_command_is_loaded_ends_it_in_words(videos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "OUT"
+    with Command("embed", videos, "--out", out, *SETTINGS, "--runner", "local") as command:
+        libraries = Path(f"/proc/{command.pid}/maps")
+        assert wait_until(lambda: "pydantic_core" in libraries.read_text())  # the settings' types; much is to come
+        os.killpg(command.pid, signal.SIGINT)
+        stopped = command.finish(20)
+    assert stopped.returncode == 1
+    assert stopped.stderr == "patchwire: stopped by SIGINT; nothing was begun\n"
+    assert not out.exists()
+
+
+def test_further_signals_while_a_run_ends_change_nothing(videos: Path, undisturbed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "OUT"
+    with Command("embed", videos, "--out", out, *SETTINGS, "--runner", "local") as command:
+        assert wait_until(lambda: num_fragments(out) >= 2)
+        while not command.has_ended():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                send(command.pid, number)
+            time.sleep(0.01)
+        stopped = command.finish(20)
+        assert not command.processes()
+    assert stopped.returncode == 1
+    assert stopped.stderr.splitlines()[-1].startswith("patchwire: stopped by SIG")
+    assert "Traceback" not in stopped.stderr
+    assert not (out / "lease.json").exists()
     take_up(videos, out, undisturbed)
 
 

@@ -86,6 +86,13 @@ def test_an_output_in_s3_is_made_resumed_and_verified_like_one_on_a_disk(
 
     run(corpus, str(tmp_path / "OUT"))
     store, root = folder.store()
+    name, _, key = root.partition("/")
+    store.call_s3("put_object", Bucket=name, Key=f"{key}/embeddings/", Body=b"")  # as consoles make a folder
+    assert "embeddings" in {
+        path.rstrip("/").rpartition("/")[2] for path in store.ls(f"{root}/embeddings", refresh=True)
+    }
+    assert verify_output(folder).ok
+    store.call_s3("delete_object", Bucket=name, Key=f"{key}/embeddings/")
     store.get(f"{root}/embeddings/", str(tmp_path / "copy" / "embeddings"), recursive=True)
     assert embeddings_of(tmp_path / "copy").equals(embeddings_of(tmp_path / "OUT"))
     assert LEASE not in {path.rpartition("/")[2] for path in store.ls(root, detail=False)}

@@ -1,15 +1,19 @@
 import os
 import signal
 import threading
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline import Config, embed
-from pipeline.errors import OutputBusyError, OutputError, OutputMismatchError, RunError
+from pipeline.errors import ErrorCode, OutputBusyError, OutputError, OutputMismatchError, RunError
 from pipeline.flow.plan_store import PLAN_STEM, RETRY, announce_retry, announced_retry, read_plan
-from pipeline.flow.run import RunSummary, retry
+from pipeline.flow.run import RunSummary, make_runner, retry
+from pipeline.flow.runner import Runner
+from pipeline.media.attempts import Attempts, Death
 from pipeline.sink.fragments import write_table
 from pipeline.sink.lease import Lease
 from pipeline.sink.output import Kind, OutputFolder
@@ -142,9 +146,6 @@ def test_a_retry_that_was_killed_between_errors_and_embeddings_is_ended_by_the_n
 
 
 def test_a_quarantined_medium_is_tried_again_only_where_that_is_asked_for(media: Path, tmp_path: Path) -> None:
-    from pipeline.errors import ErrorCode
-    from pipeline.media.attempts import Attempts, Death
-
     out = tmp_path / "OUT"
     (out / "attempts").mkdir(parents=True)
     for _ in range(2):
@@ -158,6 +159,29 @@ def test_a_quarantined_medium_is_tried_again_only_where_that_is_asked_for(media:
     summary = again(out, lift_quarantine=True)
     assert (summary.num_errors, summary.num_new_rows) == (0, 1)
     assert is_whole(out)
+
+
+def test_a_retry_that_another_run_is_faster_than_leaves_the_quarantine_as_it_was(
+    media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "OUT"
+    run(media, out)
+    attempts = Attempts(str(out / "attempts"))
+    for _ in range(2):
+        attempts.record(Death(uri=str(media / "v.mp4"), code=ErrorCode.DECODER_CRASHED, message="SIGSEGV"))
+    records = {path: path.read_bytes() for path in (out / "attempts").iterdir()}
+    with ExitStack() as other:
+
+        def start_slowly(*args: Any) -> Runner:
+            """While the workers start, another run takes the lease."""
+            other.enter_context(Lease(OutputFolder(str(out))))
+            return make_runner(*args)
+
+        monkeypatch.setattr("pipeline.flow.run.make_runner", start_slowly)
+        with pytest.raises(OutputBusyError, match="is held by"):
+            again(out, lift_quarantine=True)
+    assert {path: path.read_bytes() for path in (out / "attempts").iterdir()} == records
+    assert not attempts.allows(str(media / "v.mp4"))
 
 
 def cut_images(folder: Path, number: int) -> None:

@@ -13,11 +13,11 @@ from pipeline.config import SourcesConfig
 from pipeline.errors import ModelError, OutputError, OutputMismatchError, UsageError
 from pipeline.flow.outside import outside
 from pipeline.flow.run import RunSummary, retry
+from pipeline.media.content import WHOLE_LIMIT_BYTES
 from pipeline.sink.compact import read_manifest
 from pipeline.sink.lance_table import open_dataset
 from pipeline.sink.output import Kind, OutputFolder
 from pipeline.sink.verify import verify_output
-from pipeline.sources.content_id import WHOLE_LIMIT_BYTES
 from pipeline.sources.listing import list_sources
 from tests.flow.tables import embeddings_of, errors_of, fragments_of
 from tests.media_factory import make_image, make_video
@@ -294,7 +294,7 @@ def test_an_output_with_ids_of_large_files_of_an_earlier_version_goes_on(
 ) -> None:
     """Its rows stay; a file that was touched since is new content, as it was then."""
     video = make_video(tmp_path / "v.mp4", num_frames=10)
-    monkeypatch.setattr("pipeline.plan.probe.content_id", lambda item: f"sampled-{item.modified_ns:032x}")
+    monkeypatch.setattr("pipeline.plan.probe.content_id", lambda item, _: f"sampled-{item.modified_ns:032x}")
     run(video, tmp_path / "OUT")
     monkeypatch.undo()
     next((tmp_path / "OUT" / "embeddings").glob("*.parquet")).unlink()

@@ -3,11 +3,13 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.config import DecodeConfig, ImagesConfig, LimitsConfig
 from pipeline.errors import ErrorCode, MediaError, RunError, Stage
@@ -64,10 +66,11 @@ def test_a_medium_is_refused_after_two_deaths_and_others_are_not(folder_uri):
 def test_deaths_are_known_to_the_next_run_until_the_quarantine_is_lifted(folder_uri):
     for _ in range(2):
         Attempts(folder_uri).record(death("/a.mp4"))
-    later = Attempts(folder_uri)
+    later, asked_afterwards = Attempts(folder_uri), Attempts(folder_uri)
     assert is_refused(later, "/a.mp4") is ErrorCode.DECODER_CRASHED
     later.forget_all()
     assert is_refused(later, "/a.mp4") is None
+    assert is_refused(asked_afterwards, "/a.mp4") is None
     assert is_refused(Attempts(folder_uri), "/a.mp4") is None
 
 
@@ -81,6 +84,21 @@ def test_a_death_of_a_gpus_decoder_counts_for_gpus_alone_and_is_lifted_like_the_
     assert is_refused(on_cpu, "/a.mp4") is None
     on_cpu.forget_all()
     assert is_refused(Attempts(folder_uri, on_device=True), "/a.mp4") is None
+
+
+def test_a_store_that_cannot_be_reached_ends_the_run_in_words(monkeypatch):
+    class LostNetworkError(Exception):
+        """What a store's driver may raise of a lost network: no OSError."""
+
+    def lose(*_, **__):
+        raise LostNetworkError("no route to the store")
+
+    for name in ("ls", "pipe_file", "rm_file"):
+        monkeypatch.setattr(MemoryFileSystem, name, lose)
+    attempts = Attempts("memory://bucket/out/attempts")
+    for act in (partial(attempts.allows, "/a.mp4"), partial(attempts.record, death("/a.mp4")), attempts.forget_all):
+        with pytest.raises(RunError, match=r"memory://bucket/out/attempts: .*LostNetworkError: no route"):
+            act()
 
 
 def test_another_workers_deaths_are_known_at_the_next_job(tmp_path):

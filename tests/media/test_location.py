@@ -6,6 +6,7 @@ import uuid
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFile
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,6 +40,22 @@ def test_file_with_a_difficult_name_is_read(tmp_path, name):
     path.write_bytes(b"content")
     with open_binary(path_uri(os.fsencode(path))) as file:
         assert file.read() == b"content"
+
+
+def test_a_store_that_is_lost_while_a_medium_is_read_raises_an_os_error(monkeypatch):
+    class LostNetworkError(Exception):
+        """What a store's driver may raise of a lost network: no OSError, so that it would say of a medium: corrupt."""
+
+    def lose(*_):
+        raise LostNetworkError("no route to the store")
+
+    url = f"memory://{uuid.uuid4()}/a.bin"
+    with fsspec.open(url, "wb") as file:
+        file.write(b"content")
+    with open_binary(url) as file:
+        monkeypatch.setattr(MemoryFile, "read", lose)
+        with pytest.raises(OSError, match="LostNetworkError: no route to the store"):
+            file.read(4)
 
 
 def test_fsspec_url_is_read():

@@ -13,16 +13,22 @@ from pipeline.plan.planner import sources_table
 from pipeline.plan.schema import Clip, Failure, RequestPlan, SourceRecord, plan_table
 from pipeline.sink.fragments import write_fragment, write_table
 from pipeline.sink.output import Kind, OutputFolder
-from pipeline.sink.run_record import ModelIdentity, RunRecord, write_run_record
+from pipeline.sink.run_record import ModelIdentity, PlainValue, RunRecord, write_run_record
 from pipeline.sink.schema import embeddings_schema, errors_schema, errors_table
 
 DIM = 4
 MODEL = ModelIdentity(model_id="random:tiny", model_revision="r1", random_weights=True)
-CONFIG_HASH = "c" * 32
 GRID = (3, 4, 2)
 ROWS = {"clip": 1, "frame": 3, "token": 6}
 
 Row = dict[str, object]
+
+
+def make_result_config(level: str) -> dict[str, PlainValue]:
+    return {"clips": {"mode": "whole", "seconds": 10.0}, "output": {"level": level, "dtype": "float32"}}
+
+
+CONFIG_HASH = MODEL.hash_with(make_result_config("clip"))
 
 
 def make_folder(tmp_path: Path) -> OutputFolder:
@@ -35,8 +41,8 @@ def make_record(level: str = "clip") -> RunRecord:
     return RunRecord(
         started_at="2026-01-01T00:00:00+00:00",
         model=MODEL,
-        config_hash=CONFIG_HASH,
-        result_config={"clips": {"mode": "whole", "seconds": 10.0}, "output": {"level": level, "dtype": "float32"}},
+        config_hash=MODEL.hash_with(make_result_config(level)),
+        result_config=make_result_config(level),
         config={"model": "random:tiny"},
         versions={"python": "3.11"},
     )
@@ -107,7 +113,7 @@ def make_rows(request_id: str, clip: Clip, level: str) -> list[Row]:
             "decoder": "pyav",
             "model_id": MODEL.model_id,
             "model_revision": MODEL.model_revision,
-            "config_hash": CONFIG_HASH,
+            "config_hash": MODEL.hash_with(make_result_config(level)),
         }
         for clip_id, uri in zip(clip.clip_ids, clip.source_uris, strict=True)
         for position in range(ROWS[level])

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import fsspec
@@ -243,9 +244,24 @@ def test_of_many_runs_that_find_a_stale_lease_one_gets_it(tmp_path: Path) -> Non
     assert sorted(outcomes) == ["held", *["refused"] * 7]
 
 
-def test_a_lease_of_another_version_is_neither_ignored_nor_removed(folder: OutputFolder) -> None:
+def test_a_lease_from_the_future_says_so_instead_of_asking_to_wait(folder: OutputFolder) -> None:
+    ahead = datetime.now(UTC) + timedelta(hours=1)
+    write_lease(folder, elsewhere(ahead.isoformat(timespec="milliseconds")))
+    with pytest.raises(OutputBusyError, match=r"clock is (3600|3599) s ahead.*or remove lease\.json"), Lease(folder):
+        pass
+
+
+@pytest.mark.parametrize("heartbeat", ["soon", "2026-01-01T00:00:00", 5, None], ids=str)
+def test_a_lease_whose_heartbeat_is_no_time_is_an_error_that_names_it(folder: OutputFolder, heartbeat: object) -> None:
+    write_lease(folder, elsewhere(heartbeat))  # type: ignore[arg-type]
+    with pytest.raises(OutputError, match=r"lease\.json: expected a lease of this version.*remove it"):
+        refuse_if_held(folder)
+
+
+@pytest.mark.parametrize("content", [b'{"run": 1}', b"", b"null", b"[]", b"\xff"])
+def test_a_lease_of_another_version_is_neither_ignored_nor_removed(folder: OutputFolder, content: bytes) -> None:
     store, root = fsspec.core.url_to_fs(folder.uri)
-    store.pipe_file(f"{root}/{LEASE}", b'{"run": 1}')
+    store.pipe_file(f"{root}/{LEASE}", content)
     with pytest.raises(OutputError, match="remove it"), Lease(folder):
         pass
     assert store.exists(f"{root}/{LEASE}")

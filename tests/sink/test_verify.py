@@ -3,12 +3,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from pipeline.errors import OutputError
-from pipeline.sink.fragments import write_fragment, write_table
+from pipeline.sink.fragments import read_table, write_fragment, write_table
 from pipeline.sink.output import Kind, OutputFolder
+from pipeline.sink.run_record import write_run_record
 from pipeline.sink.verify import verify_output
 
 from .factories import (
@@ -203,6 +205,68 @@ def test_a_changed_file_under_the_same_path_is_two_contents_and_no_discrepancy(f
     books.sources.append(make_source("b", "b2-new", 1))
     books.write(folder)
     assert verify_output(folder).ok
+
+
+def test_an_error_row_in_another_file_than_its_requests_is_a_discrepancy(folder: OutputFolder, tmp_path: Path) -> None:
+    Books().write(folder)
+    (tmp_path / "out/errors/r1.parquet").rename(tmp_path / "out/errors/r2.parquet")
+    assert only_discrepancy(folder) == (
+        "embeddings/r1.parquet: clip 'clip-bad' of '/bad' has its error row in errors/r2.parquet, "
+        "where no retry looks for it"
+    )
+
+
+def test_an_error_row_of_a_source_among_those_of_a_request_is_a_discrepancy(folder: OutputFolder) -> None:
+    books = Books()
+    books.failures["r1"] += books.failures.pop("plan")
+    books.write(folder)
+    assert only_discrepancy(folder) == "errors/r1.parquet: an error row of a source, which is the plan's"
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32(), 3), pa.list_(pa.float16(), 4)], ids=["width", "dtype"])
+def test_vectors_of_another_kind_than_in_other_fragments_are_a_discrepancy(
+    folder: OutputFolder, kind: pa.DataType
+) -> None:
+    Books().write(folder)
+    table = read_table(folder, Kind.EMBEDDINGS, "r2")
+    place = table.schema.get_field_index("embedding")
+    vectors = pa.array(np.ones((table.num_rows, kind.list_size)).tolist(), kind)
+    write_table(folder, Kind.EMBEDDINGS, "r2", table.set_column(place, pa.field("embedding", kind), vectors))
+    assert "embeddings/r2.parquet: embedding: expected fixed_size_list" in only_discrepancy(folder)
+
+
+def test_what_was_taken_out_of_all_tables_is_missed_by_the_counts_of_the_last_run(folder: OutputFolder) -> None:
+    books = Books()
+    books.write(folder)
+    write_run_record(folder, replace(make_record(), counts={"sources": 5, "clips": 4}))
+    assert verify_output(folder).ok
+    del books.requests["r2"]
+    books.sources = [source for source in books.sources if source.source_uri != "/b"]
+    books.write(folder)
+    folder.remove("embeddings/r2.parquet")
+    write_run_record(folder, replace(make_record(), counts={"sources": 5, "clips": 4}))
+    report = verify_output(folder)
+    assert report.discrepancies == (
+        "run.json counts 5 sources, 4 are planned",
+        "run.json counts 4 clips, 3 are planned",
+    )
+
+
+def test_settings_that_are_not_those_of_the_hash_are_a_discrepancy(folder: OutputFolder) -> None:
+    Books().write(folder)
+    write_run_record(folder, replace(make_record(), result_config={**make_record().result_config, "clips": {}}))
+    assert only_discrepancy(folder) == "run.json: config_hash is not that of its result_config and model"
+
+
+@pytest.mark.parametrize("name", ["copy/r1.parquet", "r1.parquet.bak"])
+def test_what_a_reader_of_the_folder_would_take_for_a_fragment_is_a_discrepancy(
+    folder: OutputFolder, tmp_path: Path, name: str
+) -> None:
+    Books().write(folder)
+    copy = tmp_path / "out/embeddings" / name
+    copy.parent.mkdir(exist_ok=True)
+    shutil.copy(tmp_path / "out/embeddings/r1.parquet", copy)
+    assert "no fragment, and readers of the folder may take it for one" in only_discrepancy(folder)
 
 
 def test_many_discrepancies_are_counted_and_the_first_are_told(folder: OutputFolder) -> None:

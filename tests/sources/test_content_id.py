@@ -9,7 +9,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.config import SourcesConfig
 from pipeline.errors import ErrorCode, MediaError, Stage
-from pipeline.sources.content_id import SAMPLED_BYTES, WHOLE_LIMIT_BYTES, content_id, sample_ranges
+from pipeline.media.content import SAMPLED_BYTES, WHOLE_LIMIT_BYTES, sample_ranges
+from pipeline.sources.content_id import content_id
 from pipeline.sources.items import SourceItem
 from pipeline.sources.listing import list_sources
 from pipeline.sources.version import require_unchanged

@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import ErrorCode, UsageError
+from pipeline.sources.manifest import read_manifest
+from tests.containers import write_wrong_count
 from tests.faults.processes import REPOSITORY
 
 from .factories import list_with, make_file, only_failure, uris_of
@@ -174,6 +176,43 @@ def _deep_rows(folder: Path) -> Path:
     return make_file(folder / "m.jsonl", b'{"uri":"/no.mp4","x":' + b"[" * 8_000_000 + b"]" * 8_000_000 + b"}\n")
 
 
+def _prefixed_rows(folder: Path) -> Path:
+    """Each text is the whole of the one before it: 20 GB as they are read."""
+    with pq.ParquetWriter(
+        folder / "m.parquet",
+        pa.schema({"uri": pa.string()}),
+        use_dictionary=False,
+        column_encoding={"uri": "DELTA_BYTE_ARRAY"},
+        compression="zstd",
+    ) as writer:
+        for _ in range(20):
+            writer.write_table(pa.table({"uri": ["a" * 1_000_000] * 1000}))
+    return folder / "m.parquet"
+
+
+def _wrong_count(folder: Path) -> Path:
+    return write_wrong_count(folder / "m.parquet", pa.string(), "uri", "DELTA_BYTE_ARRAY")
+
+
+def _wrong_count_behind_a_footer_that_says_plain(folder: Path) -> Path:
+    """What is read is what the page's header says, so the footer is free to say anything."""
+    path = _wrong_count(folder)
+    data = path.read_bytes()
+    encodings = b"\x19\x25\x06\x0e"  # a list of two numbers, RLE and DELTA_BYTE_ARRAY
+    assert data.count(encodings) == 1
+    path.write_bytes(data.replace(encodings, b"\x19\x25\x06\x00"))
+    assert pq.read_metadata(path).row_group(0).column(0).encodings == ("RLE", "PLAIN")
+    return path
+
+
+def _large_pages(folder: Path) -> Path:
+    """Texts of 128 MB in pages of their own, of which one batch would hold 16."""
+    path = folder / "m.parquet"
+    options = {"use_dictionary": False, "compression": "zstd", "write_statistics": False}
+    pq.write_table(pa.table({"uri": ["a" * (128 << 20)] * 16}), path, write_batch_size=1, **options)
+    return path
+
+
 @pytest.mark.parametrize(
     ("make", "most_bytes", "says"),
     [
@@ -181,6 +220,14 @@ def _deep_rows(folder: Path) -> Path:
         (_large_rows, 1 << 10, "at most 5000000 rows, and 1073741824 bytes of text in them, got 4096 and 4096000000"),
         (_many_rows, 1 << 20, "at most 5000000 rows"),
         (_deep_rows, 17 << 20, "1 rows"),
+        (_prefixed_rows, 64 << 10, "uri: expected text with dictionaries or plain"),
+        (
+            _wrong_count,
+            8 << 10,
+            "got DELTA_BYTE_ARRAY, where a few bytes can stand for gigabytes",
+        ),
+        (_wrong_count_behind_a_footer_that_says_plain, 8 << 10, "got DELTA_BYTE_ARRAY"),
+        (_large_pages, 1 << 20, "uri: expected pages of at most 1233741824 bytes in all, inflated, got 1342"),
     ],
 )
 def test_a_small_manifest_that_stands_for_more_than_there_is_memory_takes_little_of_it(
@@ -206,6 +253,31 @@ def test_a_small_manifest_that_stands_for_more_than_there_is_memory_takes_little
     answer, mebibytes = done.stdout.splitlines()
     assert says in answer
     assert int(mebibytes) < 300
+
+
+@pytest.mark.parametrize("encoding", ["DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"])
+def test_text_in_a_delta_encoding_is_wrong_usage_that_says_what_to_do(tmp_path: Path, encoding: str) -> None:
+    manifest, other = tmp_path / "m.parquet", {"use_dictionary": False, "column_encoding": {"uri": encoding}}
+    pq.write_table(pa.table({"uri": ["a.mp4"]}), manifest, **other)
+    with pytest.raises(UsageError, match=rf"m\.parquet'.*uri: expected text.*got {encoding}.*write the table anew"):
+        list_with(manifest)
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("compression", ["none", "snappy", "zstd", "gzip", "lz4", "brotli"])
+def test_what_parquet_writers_write_unless_told_otherwise_is_read(
+    tmp_path: Path, version: str, compression: str
+) -> None:
+    """More texts than fit a dictionary, so that the rest is plain; numbers in an encoding of their own."""
+    count = 40_000
+    uris = [f"/data/some/folder/with/a/long/name/{number:08d}.mp4" for number in range(count)]
+    table = pa.table({"uri": uris, "start_seconds": [*([None] * 10), *map(float, range(count - 10))]})
+    options = {"compression": compression, "data_page_version": version, "row_group_size": 30_000}
+    pq.write_table(table, tmp_path / "m.parquet", use_dictionary=["uri"], **options)
+    with (tmp_path / "m.parquet").open("rb") as file:
+        rows = read_manifest(file, "m.parquet")
+    assert [row.uri for row in rows] == uris
+    assert (rows[9].start_seconds, rows[-1].start_seconds) == (None, count - 11)
 
 
 def test_a_column_of_lists_is_refused_before_it_is_read(tmp_path: Path) -> None:

@@ -1,19 +1,25 @@
 """Parquet and Arrow tables with a column of bytes: every row a source, read one cell at a time."""
 
 import io
+import resource
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.config import DecodeConfig, ImagesConfig, LimitsConfig
 from pipeline.errors import ErrorCode, MediaError, UsageError
 from pipeline.media.arrow_heads import rows_of_batches
+from pipeline.media.content import WHOLE_LIMIT_BYTES
 from pipeline.media.location import open_binary
+from pipeline.media.sandbox import Sandbox
 from pipeline.media.table_cells import TableCells
+from pipeline.plan.probe import probe_source
 from pipeline.sources.content_id import content_id
-from tests.containers import make_table
+from tests.containers import make_table, write_wrong_count
 
 from .factories import list_with, make_file, only_failure, uris_of
 
@@ -110,7 +116,12 @@ def test_damaged_headers_of_an_arrow_file_raise_arrows_error_and_nothing_else(tm
 
 def test_a_cell_has_the_content_id_of_an_equal_file(tmp_path: Path) -> None:
     items = list_with(make_table(tmp_path / "t.parquet", CELLS)).items
-    assert content_id(items[1]) == content_id(list_with(make_file(tmp_path / "f", CELLS[1])).items[0])
+    with Sandbox(DecodeConfig(), ImagesConfig(), LimitsConfig()) as sandbox:
+        assert content_id(items[1], sandbox) == content_id(list_with(make_file(tmp_path / "f", CELLS[1])).items[0])
+        large = list_with(make_table(tmp_path / "l.parquet", [bytes(WHOLE_LIMIT_BYTES + 1)])).items[0]
+        assert content_id(large, sandbox) == content_id(
+            list_with(make_file(tmp_path / "g", bytes(WHOLE_LIMIT_BYTES + 1))).items[0]
+        )
 
 
 def test_spans_beside_the_bytes_are_taken_and_a_bad_one_names_its_row(tmp_path: Path) -> None:
@@ -235,6 +246,53 @@ def test_one_large_row_group_is_streamed_and_not_held(tmp_path: Path) -> None:
             assert table.cell("bytes", row)[:1] == bytes([row])
             peak = max(peak, pa.total_allocated_bytes() - before)
     assert peak < num_cells * cell_bytes / 2
+
+
+@pytest.mark.parametrize("encoding", ["RLE_DICTIONARY", "DELTA_BYTE_ARRAY"])
+def test_rows_that_repeat_a_large_cell_are_read_one_by_one(tmp_path: Path, encoding: str) -> None:
+    """A table of a few kilobytes whose 2,000 cells are a megabyte each."""
+    wanted = None if encoding == "RLE_DICTIONARY" else {"bytes": encoding}
+    cells = pa.array([bytes(1 << 20)] * 2000)
+    options = {"use_dictionary": wanted is None, "column_encoding": wanted, "dictionary_pagesize_limit": 4 << 20}
+    pq.write_table(pa.table({"bytes": cells}), tmp_path / "t.parquet", compression="zstd", **options)
+    del cells
+    assert encoding in pq.read_metadata(tmp_path / "t.parquet").row_group(0).column(0).encodings
+    assert (tmp_path / "t.parquet").stat().st_size < 1 << 20
+    with (tmp_path / "t.parquet").open("rb") as file:
+        table = TableCells(file)
+        before, peak = pa.total_allocated_bytes(), 0
+        for row in range(0, 100, 9):
+            cell = table.cell("bytes", row)
+            peak = max(peak, pa.total_allocated_bytes() - before)
+            assert cell == bytes(1 << 20)
+    assert peak < 16 << 20
+
+
+def test_a_count_of_lengths_that_would_take_gigabytes_ends_in_the_decoder_process(tmp_path: Path) -> None:
+    """The counts that delta encodings begin with are taken at their word."""
+    table = write_wrong_count(tmp_path / "t.parquet", pa.binary(), "bytes", "DELTA_LENGTH_BYTE_ARRAY")
+    (item, *_) = list_with(table).items
+    limits = LimitsConfig(max_decoder_bytes=1 << 30)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with Sandbox(DecodeConfig(timeout_seconds=20), ImagesConfig(), limits) as sandbox:
+        result = probe_source(item, sandbox)
+        assert result.error is not None
+        assert result.error.code in (ErrorCode.LIMIT_EXCEEDED, ErrorCode.UNREADABLE)
+        whole = list_with(make_table(tmp_path / "w.parquet", CELLS)).items[0]
+        assert content_id(whole, sandbox).startswith("b2-")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 256 << 10
+
+
+def test_spans_that_inflate_to_more_than_a_driver_can_hold_are_not_read(tmp_path: Path) -> None:
+    """400 MB of zeros in some ten kilobytes."""
+    many = tmp_path / "many.parquet"
+    spans = pa.table({"start_seconds": np.zeros(50_000_000)})
+    pq.write_table(spans, many, compression="zstd", use_dictionary=False)
+    del spans
+    before = pa.total_allocated_bytes()
+    with many.open("rb") as file, pytest.raises(pa.ArrowInvalid, match=r"start_seconds: expected pages of at most"):
+        TableCells(file).small_columns(["start_seconds"])
+    assert pa.total_allocated_bytes() - before < 1 << 20
 
 
 def test_spans_of_text_are_refused_before_they_are_read(tmp_path: Path) -> None:

@@ -1,13 +1,14 @@
 """What an fsspec driver raises, as OSError: callers handle a store as they handle a disk.
 
 A lost network is no OSError to every driver: botocore's EndpointConnectionError and NoCredentialsError, which s3fs
-(2026.9) hands on as they are, are plain exceptions. Files are read long after they were opened, so it goes with them.
+(2026.9) hands on as they are, and aiohttp's ClientPayloadError are plain exceptions. Files are read long after they
+were opened, so it goes with them: a medium whose store is gone is unreadable, and not corrupt.
 """
 
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from pipeline.errors import PatchwireError
 
@@ -23,17 +24,19 @@ def driver_errors() -> Iterator[None]:
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
-def stored_file(file: Any) -> BinaryIO:
+def driver_file(file: Any, opener: object = None) -> io.RawIOBase:
     """A file that a driver opened for reading, which raises OSError alone and closes the driver's with itself.
 
+    `opener` lives as long as the file does: an archive closes its members when it is collected.
     Cost: none; `read` hands over the driver's own bytes.
     """
-    return cast("BinaryIO", _StoredFile(file))
+    return _DriverFile(file, opener)
 
 
-class _StoredFile(io.RawIOBase):
-    def __init__(self, file: Any) -> None:
+class _DriverFile(io.RawIOBase):
+    def __init__(self, file: Any, opener: object) -> None:
         self._file = file
+        self._opener = opener
 
     def readable(self) -> bool:
         return True
@@ -56,7 +59,8 @@ class _StoredFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         with driver_errors():
-            return int(self._file.seek(offset, whence))
+            self._file.seek(offset, whence)  # what it gives back is not the same of all drivers
+            return self.tell()
 
     def tell(self) -> int:
         return int(self._file.tell())
