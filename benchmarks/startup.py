@@ -2,8 +2,9 @@
 
     python -m benchmarks.startup --model random:2b --model random:8b
 
-Each model is started in a process of its own, first with an empty cache folder for Triton's kernels and then again with
-what the first one left there. `kernels` counts the compiled kernels that a process added to the folder. Seconds:
+Each model is started in a process of its own, first with an empty cache folder for its kernels (Triton's, and on Hopper
+quack's and FlashAttention's) and then again with what the first one left there. `kernels` counts the compiled kernels
+that a process added to the folder. Seconds:
 `imports` from the process's start until torch and Patchwire are loaded, `weights` read or drawn and brought to the
 device, `warm-up` (the kernels of a small and a large picture and video compiled or loaded), `first` and `second`
 request of `--grid`, from host memory to vectors on the host. On a CPU nothing is compiled and nothing warmed up.
@@ -28,6 +29,7 @@ from pipeline.config import load_config
 from pipeline.stages.encode import Encode
 
 _MODELS = ("random:2b", "random:8b")
+_CACHES = ("TRITON_CACHE_DIR", "QUACK_CACHE_DIR", "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR")
 _SECONDS = ("imports", "weights", "warm_up", "first", "second")
 
 
@@ -41,7 +43,7 @@ def start_once(model: str, settings: Sequence[str], grid: str, cache: Path) -> d
         [sys.executable, "-m", "benchmarks.startup", "--model", model, "--grid", grid]
         + ["--inside-since", str(time.monotonic())]
         + [text for setting in settings for text in ("--set", setting)],
-        env={**os.environ, "TRITON_CACHE_DIR": str(cache)},
+        env={**os.environ, **{name: str(cache / name) for name in _CACHES}},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -51,8 +53,8 @@ def start_once(model: str, settings: Sequence[str], grid: str, cache: Path) -> d
 
 
 def num_kernels(cache: Path) -> int:
-    """Compiled kernels in a folder of Triton's."""
-    return sum(1 for _ in cache.rglob("*.cubin"))
+    """Compiled kernels in a folder: Triton's, and those of the CuTe compiler."""
+    return sum(1 for pattern in ("*.cubin", "*.o") for _ in cache.rglob(pattern))
 
 
 class TimedEncode(Encode):

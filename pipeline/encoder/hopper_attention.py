@@ -9,8 +9,8 @@ Its tiles of keys are cut for long sequences. 784 patches are six of 128 and a r
 width that computes fewer keys beyond the last is asked for (4 % less time at 784 patches of 72 channels, 3 % at 1560
 of 64). Only the function below the package's public one takes it. docs/gpu.md has the figures.
 
-A kernel is compiled once a process for each number of channels and width of tiles: both at the first call, two
-seconds each, at the warm-up. Arithmetic depends on a temporal patch's own size only, so vectors do not depend on what
+A kernel is compiled once a machine for each number of channels and width of tiles (`kernel_cache`): both at the first
+call, two seconds each, at the warm-up. Arithmetic depends on a temporal patch's own size only, so vectors do not depend on what
 else a request holds.
 """
 
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from pipeline.encoder.attention import FrameRun
+from pipeline.encoder.kernel_cache import keep_kernels
 
 HOPPER = 9  # major compute capability
 # Patches of a temporal patch from which on it beats our own kernel, for up to so many channels a head (H100).
@@ -41,6 +42,7 @@ def find_flash_attention(device: torch.device) -> "HopperAttention | None":
     """FlashAttention 4 for a CUDA device, or None where the device is no Hopper or the package is not there."""
     if torch.cuda.get_device_capability(device)[0] != HOPPER:
         return None
+    keep_kernels()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -15,7 +15,7 @@ size over a range of 2**15.
 
 Turned pairs must be neighbours in a product's result, so `arrange_` reorders the channels of queries and keys alike.
 Which tiles serve which shape was measured (docs/gpu.md). A kernel is compiled for a kind of product, for no number of
-patches: two to seven seconds each, once a machine, because quack keeps them on its disk (`QUACK_CACHE_DIR`).
+patches: two to seven seconds each, once a machine (`kernel_cache`).
 
 Shapes: P = patches, D = hidden, A = heads, E = head_dim.
 """
