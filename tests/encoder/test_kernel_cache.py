@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,7 @@ def test_kernels_are_kept_in_a_folder_that_is_the_users_alone(tmp_path):
     for place, enabled in zip(PLACES, ENABLED, strict=True):
         folder = os.environ[place]
         assert folder.startswith(str(tmp_path))
-        assert os.stat(folder).st_mode & 0o077 == 0
+        assert Path(folder).stat().st_mode & 0o077 == 0
         assert os.environ[enabled] == "1"
 
 
