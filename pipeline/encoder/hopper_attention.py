@@ -10,8 +10,8 @@ width that computes fewer keys beyond the last is asked for (4 % less time at 78
 of 64). Only the function below the package's public one takes it. docs/gpu.md has the figures.
 
 A kernel is compiled once a machine for each number of channels and width of tiles (`kernel_cache`): both at the first
-call, two seconds each, at the warm-up. Arithmetic depends on a temporal patch's own size only, so vectors do not depend on what
-else a request holds.
+call, two seconds each, at the warm-up. Arithmetic depends on a temporal patch's own size only, so vectors do not depend
+on what else a request holds.
 """
 
 import logging
