@@ -237,12 +237,14 @@ class RayConfig(Section):
     """How much of a cluster is used. None means: all of it."""
 
     decode_workers: int | None = _positive_or_none(
-        description="Decode actors at most. None: one less than the cores that the cluster has at the start."
+        description="Decode actors at most, however many nodes come. None: one less than the cores that the cluster "
+        "has when a pass of requests begins."
     )
     decode_cores: float | None = _positive_or_none(
         le=64,
         description="Cores that a decode actor reserves. None: one, or less where there are fewer cores than workers. "
-        "Set it where a cluster adds nodes to a run: then actors that find no room ask for some.",
+        "Set it to 1 where a cluster adds nodes to a run: then as many start as have a core, and the others with the "
+        "nodes.",
     )
     encode_workers: int | None = _positive_or_none(description="Encode actors, one GPU each.")
     num_cpus: int | None = _positive_or_none(description="Cores of a Ray that is started here.")

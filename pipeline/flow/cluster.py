@@ -5,6 +5,9 @@ block size is set below any real request, so that Ray never merges or splits row
 then a view of the object store's mapping. Measured with Ray 2.60; the settings and their reasons:
 
 - `target_max_block_size` 1 MiB: with the default 128 MiB, sixteen requests arrived in three calls.
+- the blocks are looked at here (`from_blocks`). `from_arrow` has a task of a whole core look at each: 4,000 requests
+  took 18 to 23 s instead of 4 to 6 before the first one ran, and 450 MB instead of 274 in the driver; and a cluster
+  that adds nodes was asked for all of them at once, whatever the run was waiting for.
 - the stages may fill 0.8 of the store (half by default), and a tenth of that is kept for each stage's own outputs (half
   by default, a third of it each): of 15 decode workers 6 to 9 were at work for want of room that nothing else wanted.
 - a Ray that is started here spills from 0.95 of its store on. By default it is 0.8, where a run always is: the next
@@ -17,7 +20,6 @@ then a view of the object store's mapping. Measured with Ray 2.60; the settings 
 """
 
 import logging
-import math
 import os
 import signal
 import subprocess
@@ -45,6 +47,7 @@ from pipeline.device.store_size import num_gpus_here, suggested_store_bytes
 from pipeline.errors import PatchwireError, RunError, UsageError
 from pipeline.flow.address import require_answer
 from pipeline.flow.local import probe_one_by_one
+from pipeline.flow.room import CPU_ENCODER_CORES, READER_CORES, WRITER_CORES, Room, most_decode_workers
 from pipeline.flow.runner import Capacity, Job, MainRun
 from pipeline.media.location import local_path
 from pipeline.media.shared_template import SharedTemplate
@@ -62,18 +65,12 @@ _RESERVED_SHARE = 0.1
 _SOURCES_PER_BLOCK = 32
 _FEW_SOURCES = 64
 _FEW_BYTES = 256 << 20
-_CPU_ENCODER_CORES = 0.5
-_WRITER_CORES = 0.05
 _VIDEO_ROW_BYTES = 1536
-_DECODERS_PER_READER = 4
-_READER_CORES = 0.01  # of headers, beside a run
 _READER_PATIENCE_SECONDS = 1.0
-_MOST_REQUESTS = 16_384  # of one pass through the pools: 70 KB of the driver's memory each, until it ends
+_MOST_REQUESTS = 16_384  # of one pass through the pools: 26 KB of the driver's memory each, until it ends
 _CALLS_PER_GPU_ACTOR = 2  # one request is encoded while the next one is copied
 _CALLS_PER_WRITER = 4  # a put into an object store is mostly waiting; tokens are hundreds of megabytes each
 _REQUESTS_PER_WRITER = 32
-_ENCODERS_PER_WRITER = 4
-_LEAST_SHARE = 0.0001  # Ray's unit of a core
 
 
 class RayRunner:
@@ -104,10 +101,11 @@ class RayRunner:
                 self._started_here = True
                 with _sigterm_kept():
                     self._connect()
-            self._cores = float(ray.cluster_resources().get("CPU", 1))
             self._gpus = int(ray.cluster_resources().get("GPU", 0))
-            self._num_nodes = sum(node["Alive"] for node in ray.nodes())
-            self.capacity = Capacity(decode=self._decode_workers, encode=self._encode_workers)
+            self._node_cores = _node_cores()
+            self.capacity = Capacity(
+                decode=most_decode_workers(self._config.ray, sum(self._node_cores)), encode=self._encode_workers
+            )
             stack.pop_all()
         return self
 
@@ -127,7 +125,7 @@ class RayRunner:
         self, items: Sequence[SourceItem], config: Config, beside: MainRun | None = None
     ) -> Generator[ProbeResult]:
         """Read headers in parallel, a block of sources a task; few of them here, before actors would have started."""
-        if beside is None and self._num_nodes == 1 and _are_few(items):
+        if beside is None and len(self._node_cores) == 1 and _are_few(items):
             self._start_template()
             with self._decoders.sandbox(config) as sandbox:
                 yield from probe_one_by_one(items, config, sandbox)
@@ -155,7 +153,8 @@ class RayRunner:
         With actors of our own: of two pipelines Ray Data gives each half of the object store, whatever they need, and
         one cannot be left before it has a result.
         """
-        reader = ray.remote(num_cpus=_READER_CORES, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")(
+        room = self._room
+        reader = ray.remote(num_cpus=READER_CORES, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")(
             ProbeActor
         )
         waiting = deque(blocks)
@@ -164,7 +163,7 @@ class RayRunner:
         try:
             while waiting or busy:
                 main.check()
-                wanted = self._decode_workers if main.is_awaited else self._readers
+                wanted = room.decode_workers if main.is_awaited else room.readers
                 while waiting and len(busy) < wanted:
                     actor: Any = idle.pop() if idle else reader.remote(config, self._decoders)
                     busy[actor.__call__.remote(waiting.popleft())] = actor
@@ -181,7 +180,8 @@ class RayRunner:
     def run(self, waves: Iterable[Sequence[RequestPlan]], job: Job) -> Generator[Receipt]:
         """Stream requests through the pools; a receipt for each as it has been written.
 
-        Cost: the pools start anew with every wave, and every _MOST_REQUESTS, which takes seconds.
+        The pools are made for the nodes that are there then. Cost: they start anew with every wave, and every
+        _MOST_REQUESTS, which takes seconds.
         """
         for wave in waves:
             for start in range(0, len(wave), _MOST_REQUESTS):
@@ -190,6 +190,7 @@ class RayRunner:
             del wave  # or its clips would still be here while the next one is planned
 
     def _pipeline(self, requests: Sequence[RequestPlan], job: Job) -> Dataset:
+        self._node_cores = _node_cores()
         one_row: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": 1}
         blocks = [packed_request(request) for request in requests]
         decoders, encoders = one_row | self._decoder_pool(len(blocks)), dict(one_row)
@@ -211,9 +212,9 @@ class RayRunner:
         return encoded.map_batches(
             WriteActor,
             fn_constructor_args=(job.target,),
-            num_cpus=_WRITER_CORES,
+            num_cpus=WRITER_CORES,
             compute=ActorPoolStrategy(
-                size=self._write_workers,
+                size=self._room.write_workers,
                 max_concurrent_calls_per_actor=1 if self._config.output.level == "token" else _CALLS_PER_WRITER,
                 enable_true_multi_threading=True,
                 max_tasks_in_flight_per_actor=_REQUESTS_PER_WRITER,
@@ -222,18 +223,10 @@ class RayRunner:
         )
 
     def _decoder_pool(self, num_blocks: int) -> dict[str, Any]:
-        """As many as there is room for, on one node as long as there is input; more while there are more nodes.
-
-        A pool that may shrink lets idle workers go where the encoder is the slower one, and starts them again when the
-        store has run empty: a stand-in for a GPU at 60 ms a request took 72 ms, and 64 with the workers kept.
-        """
-        most = min(self._decode_workers, num_blocks)
-        initial = min(most, self._fitting_decoders)
-        # Of several nodes one may be lost, and the later stages then need room that idle workers must give up.
-        least = initial if self._num_nodes == 1 else 1
+        sizes = self._room.decoder_pool(num_blocks)
         return {
-            "num_cpus": self._cores_per_decoder,
-            "compute": ActorPoolStrategy(min_size=least, max_size=most, initial_size=initial),
+            "num_cpus": self._room.cores_per_decoder,
+            "compute": ActorPoolStrategy(min_size=sizes.least, max_size=sizes.most, initial_size=sizes.initial),
         }
 
     def _start_template(self) -> None:
@@ -258,11 +251,12 @@ class RayRunner:
         context.raise_original_map_exception = True
         context.enable_progress_bars = False
         context.print_on_execution_start = False
-        return ray.data.from_arrow(blocks)
+        dataset: Dataset = ray.data.from_blocks(blocks)
+        return dataset
 
     def _encode_placement(self) -> dict[str, Any]:
         if not self._on_gpu:
-            return {"num_cpus": _CPU_ENCODER_CORES, "compute": ActorPoolStrategy(size=self._encode_workers)}
+            return {"num_cpus": CPU_ENCODER_CORES, "compute": ActorPoolStrategy(size=self._encode_workers)}
         # A request that is being decoded on the GPU has a call of its own, so that the others go on being encoded.
         num_decoding = self._config.decode.gpu_decoders if self._shares_decoding else 0
         pool = ActorPoolStrategy(
@@ -294,7 +288,7 @@ class RayRunner:
         """With a GPU, a store small enough to be registered with CUDA; else Ray's own choice."""
         if self._config.encode.device == "cpu":
             return None
-        num_workers = self._decode_workers_on(self._config.ray.num_cpus or os.cpu_count() or 1)
+        num_workers = most_decode_workers(self._config.ray, self._config.ray.num_cpus or os.cpu_count() or 1)
         return suggested_store_bytes(self._config.request.max_patches * _VIDEO_ROW_BYTES, num_workers, num_gpus_here())
 
     @property
@@ -302,43 +296,13 @@ class RayRunner:
         return self._config.ray.encode_workers or (self._gpus if self._on_gpu else 1)
 
     @property
-    def _write_workers(self) -> int:
-        return math.ceil(self._encode_workers / _ENCODERS_PER_WRITER)
-
-    @property
-    def _readers(self) -> int:
-        return math.ceil(min(self._decode_workers, self._cores) / _DECODERS_PER_READER)
-
-    @property
-    def _decode_workers(self) -> int:
-        return self._decode_workers_on(self._cores)
-
-    def _decode_workers_on(self, num_cores: float) -> int:
-        return self._config.ray.decode_workers or max(1, int(num_cores) - 1)
-
-    @property
-    def _cores_per_decoder(self) -> float:
-        """As configured, or one core each, or less where the config asks for more workers than there are cores.
-
-        On several nodes they reserve half of that: the workers of a lost node are started again on the others, and
-        what they were doing waits for them until there is room.
-        """
-        if self._config.ray.decode_cores is not None:
-            return self._config.ray.decode_cores
-        share = min(1.0, self._cores_for_decoders / self._decode_workers)
-        share = share / 2 if self._num_nodes > 1 else share
-        return max(0.01, math.floor(share / _LEAST_SHARE) * _LEAST_SHARE)
-
-    @property
-    def _cores_for_decoders(self) -> float:
-        """What writers, readers of the next shard's headers, and encoders without a GPU leave of the cores."""
-        encoders = 0.0 if self._on_gpu else _CPU_ENCODER_CORES * self._encode_workers
-        return self._cores - _WRITER_CORES * self._write_workers - _READER_CORES * self._readers - encoders
-
-    @property
-    def _fitting_decoders(self) -> int:
-        """Decode workers that have room now and leave it to the later stages; the others come when nodes do."""
-        return max(1, int(self._cores_for_decoders / self._cores_per_decoder + 1e-6))
+    def _room(self) -> Room:
+        return Room(
+            settings=self._config.ray,
+            node_cores=self._node_cores,
+            encode_workers=self._encode_workers,
+            encoder_cores=0.0 if self._on_gpu else CPU_ENCODER_CORES,
+        )
 
     def _connect(self) -> None:
         settings: RayConfig = self._config.ray
@@ -362,6 +326,12 @@ class RayRunner:
                 )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise RunError(f"ray at {address or 'local'}: {error}") from error
+
+
+def _node_cores() -> tuple[float, ...]:
+    """Cores of every node that is alive; where none has any yet, one of them counts as if it had."""
+    cores = [float(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return tuple(cores) if any(cores) else (1.0, *cores[1:])
 
 
 def _are_few(items: Sequence[SourceItem]) -> bool:

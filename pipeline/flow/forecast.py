@@ -27,7 +27,7 @@ def rates_for(vision: VisionSpec, measured_by: str | None = None) -> Rates:
 
     Raises: OutputError where that output has no record, or its run did nothing.
     """
-    rates = Rates.default(vision.head_dim)
+    rates = Rates.default(vision.head_dim, vision.hidden_size)
     if measured_by is None:
         return rates
     found = require_run_record(OutputFolder(measured_by)).rates
@@ -77,7 +77,7 @@ def measured_rates(work: Work, progress: Progress, vision: VisionSpec, config: C
         config: the run's settings; without a GPU, `encode.threads` cores share an encoder's time.
     """
     found: dict[str, float] = {}
-    expected = decode_core_seconds(work, Rates.default(vision.head_dim))
+    expected = decode_core_seconds(work, Rates.default(vision.head_dim, vision.hidden_size))
     if expected and progress.decode_seconds and config.decode.gpu == "never":  # else a GPU has done some of it
         found[DECODE_PACE] = progress.decode_seconds / expected
     if work.flops and progress.encode_seconds:

@@ -6,11 +6,11 @@
     driver    requests * what Ray Data's executor spends on one            one process
 
 The first shard's headers are read first; then the other three run at once, and the slowest of them counts. The other
-shards' headers are read beside that, by the cores that decode, and are part of `decode`. Without a GPU, decoding and
-encoding share the cores, and their CPU time adds up; with one, encoding begins later than decoding does. The GPUs' own
-decoders count as so many cores more for the codecs that they read, as if all such clips were local and of sizes that
-they take. What is left out, and so makes real runs longer: filling and emptying the pipeline, keyframes far before a
-clip's first frame, slow stores, nodes that are lost. `docs/growth.md` holds predictions against runs.
+shards' headers are read beside that, by the cores that decode, and are part of `decode`. Without a GPU, decoding,
+encoding and the driver share the cores, and their CPU time adds up; with one, encoding begins later than decoding does.
+The GPUs' own decoders count as so many cores more for the codecs that they read, as if all such clips were local and of
+sizes that they take. What is left out, and so makes real runs longer: filling and emptying the pipeline, keyframes far
+before a clip's first frame, slow stores, nodes that are lost. `docs/growth.md` holds predictions against runs.
 """
 
 import math
@@ -127,6 +127,7 @@ def _encode_seconds(work: Work, rate: EncodeRate) -> float:
 
 def _predict(work: Work, cluster: Cluster, rates: Rates) -> Prediction:
     decoders, cores = cluster.num_decoders, cluster.num_cores
+    driver = rates.driver_seconds_per_request * work.num_requests
     headers, headers_beside = _headers(work, cluster, rates)
     decode = decode_core_seconds(work, rates) + headers_beside
     more_decoders, shared_decode = _gpus_as_cores(work, cluster, rates)
@@ -138,8 +139,7 @@ def _predict(work: Work, cluster: Cluster, rates: Rates) -> Prediction:
     else:
         encode = _encode_seconds(work, rates.core) / cores
         start, encoder_start = rates.start_seconds, 0.0
-        shared = decode / cores + encode
-    driver = rates.driver_seconds_per_request * work.num_requests
+        shared = (decode + driver) / cores + encode
     decode_seconds = max((decode - shared_decode) / decoders, decode / (decoders + more_decoders))
     stages = {DECODE: decode_seconds, ENCODE: encoder_start + encode, DRIVER: driver}
     before = {START: start, HEADERS: headers / decoders}

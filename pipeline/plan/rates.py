@@ -38,6 +38,9 @@ _GPU_64 = EncodeRate(seconds_per_request=1.1e-3, flops_per_second=542e12)
 _GPU_72 = EncodeRate(seconds_per_request=2.1e-3, flops_per_second=481e12)
 # random:2b in float32 on one core: 90 and 94 GFLOP/s for 1x16x16 and 4x16x16.
 _CORE = EncodeRate(seconds_per_request=0.003, flops_per_second=92e9)
+# random:tiny, of 128 channels, where less of the time is matrix products: 35 to 57 GFLOP/s, 256 to 50,176 patches.
+_NARROW_CHANNELS = 512
+_NARROW_CORE = EncodeRate(seconds_per_request=0.003, flops_per_second=46e9)
 
 
 def _video(ns_per_read_pixel: float) -> DecodeRate:
@@ -111,12 +114,16 @@ class Rates:
     origin: str
 
     @classmethod
-    def default(cls, head_dim: int) -> Self:
-        """The measured defaults for a tower; its head_dim decides how well attention fits a GPU's tiles."""
+    def default(cls, head_dim: int, hidden_size: int) -> Self:
+        """The measured defaults for a tower.
+
+        Its head_dim decides how well attention fits a GPU's tiles, its hidden_size how much of a core's time is
+        matrix products.
+        """
         return cls(
             decode_pace=1.0,
             gpu=_GPU_64 if head_dim <= 64 else _GPU_72,
-            core=_CORE,
+            core=_NARROW_CORE if hidden_size < _NARROW_CHANNELS else _CORE,
             seconds_per_video=_SECONDS_PER_VIDEO,
             seconds_per_image=_SECONDS_PER_IMAGE,
             seconds_per_hashed_byte=_SECONDS_PER_HASHED_BYTE,

@@ -193,6 +193,19 @@ def test_growth_counts_every_clip_and_measures_the_driver(
     assert result["driver_megabytes"] > 10
 
 
+def test_copies_of_real_media_grow_with_the_workers_and_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = make_video(tmp_path / "v.mp4")
+    arguments = ["--media", str(video), "--per-worker", "6", "--workers", "1", "2", "--runner", "local"]
+    first, second = run(growth.main, [*arguments, "--max-patches", "1"], monkeypatch, capsys)["results"]
+    assert (first["clips"], second["clips"], second["requests"]) == (6, 12, 12)
+    assert first["speed_up"] == 1.0
+    assert second["speed_up"] == first["ms_per_clip"] / second["ms_per_clip"]
+    assert (first["middle_speed_up"], second["middle_speed_up"]) == (None, None)
+    assert second["middle_ms_per_clip"] > 0
+
+
 def test_simulated_headers_are_planned_in_shards(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

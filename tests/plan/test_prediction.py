@@ -28,7 +28,7 @@ def make_work(**changes: object) -> Work:
 
 def make_rates(**changes: object) -> Rates:
     rates = replace(
-        Rates.default(64),
+        Rates.default(64, 1024),
         gpu=EncodeRate(seconds_per_request=0.0, flops_per_second=1e12),
         core=EncodeRate(seconds_per_request=0.0, flops_per_second=1e11),
         seconds_per_video=0.0,
@@ -152,7 +152,17 @@ def test_what_helps_counts_the_encoders_start_and_what_gpus_cannot_read() -> Non
 def test_without_a_gpu_decoding_and_encoding_share_the_cores() -> None:
     found = predict_on(10, 0)
     assert (found.decode_seconds, found.encode_seconds) == (pytest.approx(1000 / 9), pytest.approx(100))
-    assert found.seconds == pytest.approx(5 + 100 + 100)
+    assert found.seconds == pytest.approx(5 + 100 + 100 + 0.1)  # the last is the driver's
+
+
+def test_without_a_gpu_the_driver_has_a_part_of_the_cores() -> None:
+    found = predict_on(10, 0, num_requests=10_000)  # 100 seconds of the driver's
+    assert found.seconds == pytest.approx(5 + 100 + 100 + 10)
+
+
+def test_a_narrow_tower_has_a_slower_core() -> None:
+    assert Rates.default(64, 128).core.flops_per_second < Rates.default(64, 1024).core.flops_per_second
+    assert Rates.default(64, 128).gpu == Rates.default(64, 1024).gpu
 
 
 def test_cores_are_asked_for_up_to_where_the_next_stage_limits_and_at_most_doubled() -> None:
@@ -198,6 +208,6 @@ def test_the_defaults_give_the_times_that_were_measured_on_an_h100(head_dim: int
     name, measured = {64: ("random:2b", 0.0691), 72: ("random:8b", 0.1067)}[head_dim]
     vision = resolve_model(name).vision
     assert vision.head_dim == head_dim
-    rate = Rates.default(head_dim).gpu
+    rate = Rates.default(head_dim, vision.hidden_size).gpu
     seconds = rate.seconds_per_request + vision.flops(50_176, 784) / rate.flops_per_second
     assert seconds == pytest.approx(measured, rel=0.05)
