@@ -77,8 +77,8 @@ def through_ray(
                 fn_constructor_args=(grid,),
                 batch_format="pyarrow",
                 batch_size=1,
-                num_cpus=runner._cores_per_decoder,
-                compute=ActorPoolStrategy(size=min(6, runner._decode_workers)),
+                num_cpus=runner._room.cores_per_decoder,
+                compute=ActorPoolStrategy(size=min(6, runner._room.decode_workers)),
             )
             .map_batches(
                 EncodeActor,

@@ -93,7 +93,7 @@ def test_the_parts_of_a_pass_add_up_to_its_operations(
     settings = ["--set", f"encode.dtype={dtype}", "--set", "encode.float8_least_cosine=0.9"]
     (result,) = run(roofline.main, [*arguments, *settings], monkeypatch, capsys)["results"]
     assert sum(part["flops"] for part in result["parts"]) == result["flops"] < result["flops_with_deepstack"]
-    assert {"qkv", "attention", "rotary"} <= {part["name"] for part in result["parts"]}
+    assert {"qkv, turned", "attention", "pixels"} <= {part["name"] for part in result["parts"]}
     assert result["parts_seconds"] == pytest.approx(sum(part["seconds"] for part in result["parts"]))
 
 
