@@ -20,7 +20,7 @@ PlainValue = None | bool | int | float | str | list["PlainValue"] | dict[str, "P
 
 # What of `result_config` decides a request's bytes; the rest is about what is made of them.
 _REQUEST_SECTIONS = ("clips", "frames", "sizes", "images")
-_PACKAGES = ("patchwire", "torch", "ray", "pyarrow", "av", "decord", "pillow", "flash-attn-4")
+_PACKAGES = ("patchwire", "torch", "ray", "pyarrow", "av", "decord", "pillow", "flash-attn-4", "quack-kernels")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
