@@ -14,7 +14,7 @@ def main() -> None:
     try:
         from pipeline.cli.app import main as run
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)  # None stands for a handler that is not Python's
     run()
 
 

@@ -47,7 +47,7 @@ def find_flash_attention(device: torch.device) -> "HopperAttention | None":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             function: FlashFunction = import_module("flash_attn.cute.interface")._flash_attn_fwd
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, OSError) as error:
         _LOG.info("flash_attention=none reason=%s", error)
         return None
     return HopperAttention(function)

@@ -170,7 +170,7 @@ def make_kernels(device: torch.device) -> Kernels:
         with warnings.catch_warnings():  # the compiler that it brings warns of itself
             warnings.simplefilter("ignore")
             from pipeline.encoder.hopper_kernels import HopperKernels
-    except ImportError as error:
+    except Exception as error:  # its decorators look into their own package, and may find another version of it
         _LOG.warning("hopper_products=none reason=%s", error)
         return TritonKernels(flash)
     return HopperKernels(flash, device)

@@ -6,6 +6,7 @@ bounds. One that is taken away takes seconds to start when it is wanted again, a
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.config import RayConfig
@@ -73,19 +74,28 @@ class Room:
         started again on the others, later stages among it, has no room there before.
         """
         most = min(self.decode_workers, num_blocks)
-        initial = min(most, self._fitting(self._cores_for_decoders))
-        largest, cores = max(self.node_cores), sum(self.node_cores)
-        lost = largest if largest < cores else 0.0  # after the only one with cores, nothing is left to make room on
-        return PoolSizes(least=min(initial, self._fitting(self._cores_for_decoders - lost)), initial=initial, most=most)
+        initial = min(most, self._fitting(self.node_cores))
+        _, *left = sorted(self.node_cores, reverse=True)
+        if not any(left):
+            left = list(self.node_cores)  # after the only one with cores, nothing is left to make room on
+        return PoolSizes(least=min(initial, self._fitting(left)), initial=initial, most=most)
 
     @property
     def _cores_for_decoders(self) -> float:
-        """What writers, readers of the next shard's headers, and encoders without a GPU leave of the cores."""
-        others = WRITER_CORES * self.write_workers + READER_CORES * self.readers
-        return sum(self.node_cores) - others - self.encoder_cores * self.encode_workers
+        """What the others leave of the cores."""
+        return sum(self.node_cores) - self._cores_for_others
 
-    def _fitting(self, cores: float) -> int:
-        return max(1, int(cores / self.cores_per_decoder + 1e-6))
+    @property
+    def _cores_for_others(self) -> float:
+        """Those of writers, readers of the next shard's headers, and encoders without a GPU."""
+        helpers = WRITER_CORES * self.write_workers + READER_CORES * self.readers
+        return helpers + self.encoder_cores * self.encode_workers
+
+    def _fitting(self, node_cores: Sequence[float]) -> int:
+        """Decode actors for which these nodes have room beside the others; none stands on two nodes."""
+        together = (sum(node_cores) - self._cores_for_others) / self.cores_per_decoder
+        apart = sum(int(cores / self.cores_per_decoder + 1e-6) for cores in node_cores)
+        return max(1, min(int(together + 1e-6), apart))
 
 
 def most_decode_workers(settings: RayConfig, cores: float) -> int:

@@ -97,22 +97,17 @@ def read_errors(folder: OutputFolder, stem: str, books: ErrorBooks) -> None:
             books.file_of[str(row["clip_id"])] = stem
 
 
-def read_sources(folder: OutputFolder, stem: str, books: dict[SourceKey, dict[object, int]]) -> int:
+def read_sources(folder: OutputFolder, stem: str, books: dict[SourceKey, dict[object, int]]) -> None:
     """Add one sources file to the books: for each source's content, the clips of each span that was asked for.
-
-    Gives the number of its rows.
 
     A file that was only touched is listed again with the same content and spans; it is one entry here.
     Raises: what `stream_rows` does.
     """
-    num_rows = 0
     for row in stream_rows(folder, Kind.SOURCES, stem, _SOURCE_COLUMNS, _SPAN_COLUMNS):
-        num_rows += 1
         source_id = row["source_id"]
         key = (str(row["source_uri"]), None if source_id is None else str(source_id))
         span = (row.get("start_seconds"), row.get("end_seconds"))
         books.setdefault(key, {})[span] = int(str(row["num_clips"]))
-    return num_rows
 
 
 def _under_every_path(clip: dict[str, Any], level: str) -> Iterator[PlannedClip]:

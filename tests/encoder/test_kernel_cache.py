@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -39,3 +41,42 @@ def test_without_a_folder_none_are_kept_rather_than_where_others_can_write(tmp_p
     assert not any(place in os.environ for place in PLACES)
     assert [os.environ[enabled] for enabled in ENABLED] == ["0", "0"]
     assert "kernels_not_kept package=quack" in caplog.text
+
+
+def test_a_folder_that_others_can_write_to_is_not_used(tmp_path, caplog):
+    shared = tmp_path / "patchwire"
+    shared.mkdir()
+    shared.chmod(0o777)
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path)
+    keep_kernels()
+    assert [os.environ[enabled] for enabled in ENABLED] == ["0", "0"]
+    assert "others can write there" in caplog.text
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK])
+def test_a_folder_without_locks_is_not_used(tmp_path, monkeypatch, code):
+    def refuse(file, operation):
+        raise OSError(code, os.strerror(code))
+
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path)
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    keep_kernels()
+    assert [os.environ[enabled] for enabled in ENABLED] == ["0", "0"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_not_used(tmp_path, monkeypatch):
+    def refuse(**_):
+        raise PermissionError(errno.EACCES, "read-only home")
+
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path)
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    keep_kernels()
+    assert [os.environ[enabled] for enabled in ENABLED] == ["0", "0"]
+
+
+def test_a_relative_cache_home_counts_for_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+    os.environ["XDG_CACHE_HOME"] = "caches"
+    keep_kernels()
+    assert all(os.environ[place].startswith(str(tmp_path / "home" / ".cache")) for place in PLACES)

@@ -45,6 +45,11 @@ def test_actors_that_would_have_no_room_after_a_loss_may_be_let_go_and_no_others
     assert sizes == PoolSizes(least=31, initial=47, most=95)
 
 
+def test_an_actor_stands_on_one_node_so_rests_of_several_are_no_room() -> None:
+    sizes = room(8, 2, 2, 2, 2, 2, decode_cores=3).decoder_pool(1000)
+    assert sizes == PoolSizes(least=1, initial=2, most=17)
+
+
 def test_actors_on_the_only_node_with_cores_are_kept() -> None:
     sizes = room(0, 16, 0, decode_workers=15, decode_cores=1).decoder_pool(1000)
     assert sizes == PoolSizes(least=15, initial=15, most=15)

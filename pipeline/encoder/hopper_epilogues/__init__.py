@@ -21,7 +21,7 @@ from quack.activation import gelu_tanh_approx
 from quack.epilogue import gemm_epilogue, pack, unpack
 from quack.epilogue.ops import ColVecLoad, RowVecLoad, Scalar
 
-# Compiled kernels are kept between processes under a digest of quack's own sources, and of these.
+# Compiled kernels are kept between processes under a digest of quack's own sources, and of those in this folder.
 quack.cache.EXTRA_SOURCE_DIRS.append(Path(__file__).parent)
 
 _RADIANS = 2 * math.pi
