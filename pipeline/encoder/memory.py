@@ -23,8 +23,8 @@ def bytes_per_patch(spec: VisionSpec, arithmetic: Arithmetic, *, row_bytes: int 
     """
     hidden = spec.hidden_size
     if arithmetic == "float8":
-        # The stream, then fc1's result in 16 bits and its GELU in 8, with what is still to be added to the stream. Hopper's
-        # products leave neither behind, and need an eighth less.
+        # The stream, then fc1's result in 16 bits and its GELU in 8, with what is still to be added to the stream.
+        # Hopper's products leave neither behind, and need an eighth less.
         return (row_bytes or spec.patch_values) + 2 * spec.patch_values + 3 * hidden + 3 * spec.intermediate_size
     attention = (1 + 3 + 1) * hidden  # normalised, qkv, result
     mlp = hidden + spec.intermediate_size * (2 if arithmetic == "float32" else 1)
