@@ -15,13 +15,11 @@ size over a range of 2**15.
 
 Turned pairs must be neighbours in a product's result, so `arrange_` reorders the channels of queries and keys alike.
 Which tiles serve which shape was measured (docs/gpu.md). A kernel is compiled for a kind of product, for no number of
-patches: two to seven seconds each, once a machine (`kernel_cache`). Where one cannot be, for a driver that is too old
-or a package that has changed, Triton's kernels and cuBLAS serve: that is found out before weights are reordered.
+patches: two to seven seconds each, once a machine (`kernel_cache`).
 
 Shapes: P = patches, D = hidden, A = heads, E = head_dim.
 """
 
-import logging
 import warnings
 from typing import NamedTuple
 
@@ -35,8 +33,6 @@ from pipeline.encoder.hopper_attention import HopperAttention
 from pipeline.encoder.kernels import FLOAT8, Float8Layer, Float8Rows
 from pipeline.encoder.pairs import neighbour_order, turns_a_step
 from pipeline.encoder.triton_kernels import TritonKernels
-
-_LOG = logging.getLogger(__name__)
 
 
 class Tiles(NamedTuple):
@@ -59,6 +55,7 @@ class HopperKernels(TritonKernels):
     Args:
         flash: serves the runs that it takes.
         device: where the tables of frequencies lie.
+    Raises: whatever the package does where a product cannot be compiled, for a driver that is too old, say.
     """
 
     def __init__(self, flash: HopperAttention, device: torch.device) -> None:
@@ -66,18 +63,24 @@ class HopperKernels(TritonKernels):
         self._device = device
         self._frequencies: dict[tuple[int, int, int], Tensor] = {}
         self._plans: dict[tuple[object, ...], object] = {}
-        self._serves = True
+        # What stands in quack's or the compiler's way shows here, and not in the middle of a run.
+        rows = torch.zeros((4, 128), dtype=torch.bfloat16, device=device)
+        _plan(
+            epilogues.gelu, rows, rows.new_zeros((128, 128)).t(), rows, None, _TALL, {"bias": rows.new_zeros((1, 128))}
+        )
 
     def arrange_(self, qkv: nn.Linear, heads: tuple[int, int, int]) -> None:
-        """Make neighbours of the channels i and i + E / 2 of queries and keys; not in float32, and not for Triton."""
-        if qkv.weight.dtype == torch.float32 or not self._can_multiply(heads):
+        """Make neighbours of the channels i and i + E / 2 of queries and keys; not in float32."""
+        if qkv.weight.dtype == torch.float32:
             return
         order = neighbour_order(heads).to(qkv.weight.device)
         qkv.weight.data, qkv.bias.data = qkv.weight.data[order], qkv.bias.data[order]
+        if heads not in self._frequencies:
+            self._frequencies[heads] = turns_a_step(heads).to(self._device)[None]
 
     def project(self, hidden: Tensor, qkv: nn.Linear, heads: tuple[int, int, int], place: Place) -> Tensor:
         """One product."""
-        if hidden.dtype == torch.float32 or not self._serves:
+        if hidden.dtype == torch.float32:
             return super().project(hidden, qkv, heads, place)
         projected = torch.empty((hidden.shape[0], qkv.out_features), dtype=hidden.dtype, device=hidden.device)
         operands = {"bias": qkv.bias[None], **self._places(heads, place)}
@@ -86,7 +89,7 @@ class HopperKernels(TritonKernels):
 
     def linear_gelu(self, hidden: Tensor, linear: nn.Linear) -> Tensor:
         """One product, with the GELU of its float32 sums."""
-        if hidden.dtype == torch.float32 or not self._serves:
+        if hidden.dtype == torch.float32:
             return super().linear_gelu(hidden, linear)
         widened = torch.empty((hidden.shape[0], linear.out_features), dtype=hidden.dtype, device=hidden.device)
         self._multiply(epilogues.gelu, hidden, linear.weight, widened, _TALL, {"bias": linear.bias[None]})
@@ -94,15 +97,13 @@ class HopperKernels(TritonKernels):
 
     def add_product_(self, hidden: Tensor, values: Tensor, weight: Tensor) -> None:
         """One product; cuBLAS's where it narrows, because long sums are where it is the faster one."""
-        if hidden.dtype == torch.float32 or not self._serves or weight.shape[1] > weight.shape[0]:
+        if hidden.dtype == torch.float32 or weight.shape[1] > weight.shape[0]:
             super().add_product_(hidden, values, weight)
         else:
             self._multiply(epilogues.added, values, weight, hidden, _least_waste(weight.shape[0]), {}, add=True)
 
     def project_float8(self, rows: Float8Rows, qkv: Float8Layer, heads: tuple[int, int, int], place: Place) -> Tensor:
         """One product."""
-        if not self._serves:
-            return super().project_float8(rows, qkv, heads, place)
         num_patches, width = rows.values.shape[0], qkv.weight.values.shape[0]
         projected = torch.empty((num_patches, width), dtype=torch.bfloat16, device=rows.values.device)
         operands = {**_scales(rows, qkv.weight), "bias": qkv.bias[None], **self._places(heads, place)}
@@ -111,41 +112,18 @@ class HopperKernels(TritonKernels):
 
     def linear_gelu_float8(self, rows: Float8Rows, layer: Float8Layer) -> Float8Rows:
         """One product, and a kernel that repeats the scale for each patch."""
-        if not self._serves:
-            return super().linear_gelu_float8(rows, layer)
         num_patches, width = rows.values.shape[0], layer.weight.values.shape[0]
         widened = torch.empty((num_patches, width), dtype=FLOAT8, device=rows.values.device)
         operands = {**_scales(rows, layer.weight), "bias": layer.bias[None], "reach": layer.reach}
         self._multiply(epilogues.gelu_float8, rows.values, layer.weight.values, widened, _SQUARE, operands)
         return Float8Rows(values=widened, scales=layer.reach.repeat(num_patches, 1))
 
-    def add_float8_(self, hidden: Tensor, rows: Float8Rows, weight: Float8Rows) -> Tensor | None:
+    def add_float8_(self, hidden: Tensor, rows: Float8Rows, weight: Float8Rows) -> None:
         """One product, added in place."""
-        if not self._serves:
-            return super().add_float8_(hidden, rows, weight)
         tiles = _least_waste(hidden.shape[1])
         self._multiply(
             epilogues.added_float8, rows.values, weight.values, hidden, tiles, _scales(rows, weight), add=True
         )
-        return None
-
-    def _can_multiply(self, heads: tuple[int, int, int]) -> bool:
-        """Whether products can be planned here; the first of them is, for the shape that `project` will want."""
-        if not self._serves or heads in self._frequencies:
-            return self._serves
-        self._frequencies[heads] = turns_a_step(heads).to(self._device)[None]
-        width = self._frequencies[heads].shape[1]
-        rows = torch.zeros((4, width // 3), dtype=torch.bfloat16, device=self._device)
-        weight, projected = rows.new_zeros((width, width // 3)), rows.new_zeros((4, width))
-        coordinates = torch.zeros((2, 4), device=self._device)
-        place = Place(cos=coordinates, sin=coordinates, coordinates=coordinates, runs=())
-        operands = {"bias": weight.new_zeros((1, width)), **self._places(heads, place)}
-        try:
-            _plan(epilogues.rotated, rows, weight.t(), projected, None, _TALL, operands)
-        except Exception as error:
-            _LOG.warning("hopper_products=none reason=%s", error)
-            self._serves = False
-        return self._serves
 
     def _places(self, heads: tuple[int, int, int], place: Place) -> dict[str, Tensor]:
         rows, columns = place.coordinates[:1], place.coordinates[1:]

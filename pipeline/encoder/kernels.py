@@ -170,10 +170,10 @@ def make_kernels(device: torch.device) -> Kernels:
         with warnings.catch_warnings():  # the compiler that it brings warns of itself
             warnings.simplefilter("ignore")
             from pipeline.encoder.hopper_kernels import HopperKernels
-    except Exception as error:  # its decorators look into their own package, and may find another version of it
+        return HopperKernels(flash, device)
+    except Exception as error:  # another version of a package, a driver that is too old: anything may come out of them
         _LOG.warning("hopper_products=none reason=%s", error)
         return TritonKernels(flash)
-    return HopperKernels(flash, device)
 
 
 class TorchKernels:

@@ -1,4 +1,5 @@
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -48,3 +49,20 @@ def test_one_table_of_angles_serves_every_temporal_patch_and_values_stay():
     assert torch.equal(together, apart)
     assert torch.equal(together[:, 2], qkv[:, 2])
     assert not torch.allclose(together[:, :2], qkv[:, :2])
+
+
+@pytest.mark.parametrize("error", [TypeError("another version"), OSError("no room"), RuntimeError("driver too old")])
+def test_where_hoppers_products_cannot_be_compiled_tritons_kernels_serve(monkeypatch, caplog, error):
+    def refuse(flash, device):
+        raise error
+
+    def tritons(flash):
+        return "triton's", flash
+
+    modules = {"triton_kernels": {"TritonKernels": tritons}, "hopper_kernels": {"HopperKernels": refuse}}
+    for name, members in modules.items():
+        monkeypatch.setitem(sys.modules, f"pipeline.encoder.{name}", SimpleNamespace(**members))
+    monkeypatch.setattr("pipeline.encoder.kernels.find_flash_attention", lambda device: "flash")
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    assert make_kernels(CUDA) == ("triton's", "flash")
+    assert f"hopper_products=none reason={error}" in caplog.text
