@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from pipeline.cli import render
-from pipeline.cli.stopping import stoppable
+from pipeline.cli.stopping import end_at_once, stoppable, was_stopped
 from pipeline.config import Config, load_config
 from pipeline.errors import MediaError, PatchwireError, UsageError
 from pipeline.flow import run
@@ -56,7 +56,10 @@ def main() -> None:
     except MediaError as error:
         sys.exit(_fail(f"{error}\n{error.code.advice.action}", error.exit_code))
     except PatchwireError as error:
-        sys.exit(_fail(str(error), error.exit_code))
+        code = _fail(str(error), error.exit_code)
+        if was_stopped(error):
+            end_at_once(code)
+        sys.exit(code)
 
 
 def _fail(message: str, code: int) -> int:

@@ -2,7 +2,9 @@
 
 Either signal becomes an exception in the main thread, so every `with` block on the way out does its part. A second
 signal changes nothing; a way out that takes too long is cut short, and then the kernel ends the decoders (they die
-with their parent) and Ray ends what it started for this process.
+with their parent) and Ray ends what it started for this process. When everything of ours is put away and the line is
+written, the process ends there and then: what Python and Ray's library do at exit was seen to crash after two signals
+(Ray 2.60), and the exit code was the crash's.
 """
 
 import os
@@ -13,8 +15,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
-from pipeline.errors import RunError
+from pipeline.errors import PatchwireError, RunError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LONGEST_END_SECONDS = 20.0
@@ -38,6 +41,18 @@ def stoppable() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def was_stopped(error: PatchwireError) -> bool:
+    """Whether a signal, and nothing that went wrong, ended the command."""
+    return isinstance(error.__cause__, KeyboardInterrupt)
+
+
+def end_at_once(code: int) -> NoReturn:
+    """End the process with this code, its own output written and nothing else done."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
