@@ -59,5 +59,16 @@ def test_exactly_the_differing_keys_are_listed_with_both_values() -> None:
 
 def test_versions_name_everything_that_can_change_a_result() -> None:
     versions = installed_versions()
-    assert set(versions) == {"python", "patchwire", "torch", "ray", "pyarrow", "av", "decord", "pillow", "flash-attn-4"}
+    assert set(versions) == {
+        "python",
+        "patchwire",
+        "torch",
+        "ray",
+        "pyarrow",
+        "av",
+        "decord",
+        "pillow",
+        "flash-attn-4",
+        "quack-kernels",
+    }
     assert versions["pyarrow"][0].isdigit()
