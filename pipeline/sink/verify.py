@@ -150,7 +150,7 @@ class _Verification:
     def sources(self) -> None:
         """Hold every source against the plan."""
         for stem in self._folder.fragments(Kind.SOURCES):
-            self._reading(Kind.SOURCES, stem, partial(self._source_file, stem))
+            self._reading(Kind.SOURCES, stem, partial(read_sources, self._folder, stem, self._sources))
         for key, spans in self._sources.items():
             planned = self._clips_of_source.get(key, 0)
             if planned != sum(spans.values()):
@@ -215,9 +215,6 @@ class _Verification:
             self._findings.add(f"{self._folder.name(kind, stem)}: cannot be read: {error}")
             return False
         return True
-
-    def _source_file(self, stem: str) -> None:
-        read_sources(self._folder, stem, self._sources)
 
     def _plan_file(self, stem: str, constants: Constants, present: set[str]) -> None:
         for request in planned_requests(self._folder, stem, constants.level):
