@@ -40,9 +40,12 @@ class ProbeActor:
 class DecodeActor:
     """Turns one plan row into one request, decoded or deferred to a GPU; its decoder process dies with it."""
 
-    def __init__(self, config: Config, decoders: Decoders, share: ShareDesk | None = None) -> None:
+    def __init__(
+        self, config: Config, decoders: Decoders, share: ShareDesk | None = None, *, with_planes: bool = False
+    ) -> None:
         claim = None if share is None else share.claim
-        self._stage = Decode(config, decoders.sandbox(config), claim, decoders.attempts_uri)
+        sandbox = decoders.sandbox(config)
+        self._stage = Decode(config, sandbox, claim, decoders.attempts_uri, with_planes=with_planes)
 
     def __call__(self, plan: pa.Table) -> pa.Table:
         """One packed row of PLAN_SCHEMA to one row of REQUEST_SCHEMA."""

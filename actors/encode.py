@@ -20,7 +20,13 @@ class EncodeActor:
     """
 
     def __init__(
-        self, config: Config, model: str, attempts_uri: str | None = None, share: ShareDesk | None = None
+        self,
+        config: Config,
+        model: str,
+        attempts_uri: str | None = None,
+        share: ShareDesk | None = None,
+        *,
+        takes_planes: bool = False,
     ) -> None:
         from pipeline.stages.encode import Encode  # torch: two seconds and 170 MB, and a driver names this class only
 
@@ -32,6 +38,7 @@ class EncodeActor:
                 config,
                 model,
                 takes_deferred=share is not None,
+                takes_planes=takes_planes,
                 attempts_uri=attempts_uri,
                 on_decoded=self._decoded,
             )

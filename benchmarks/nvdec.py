@@ -30,6 +30,7 @@ from benchmarks.recipe import copies_of
 from pipeline import embed
 from pipeline.config import Config, load_config, override_config
 from pipeline.device.nvdec.process import NvdecProcess
+from pipeline.device.row_queue import RowQueue
 from pipeline.device.transfer import make_transfer
 from pipeline.flow.progress import Progress, QuietDisplay
 from pipeline.flow.run import RunnerName, make_runner
@@ -108,7 +109,7 @@ class Decoders:
     def __init__(self, plans: Sequence[RequestPlan], config: Config, device: torch.device) -> None:
         self._plans = plans
         decoders = NvdecProcess(device, config.decode.gpu_decoders, config.decode, config.limits)
-        self._decode = DeviceDecode(config, device, decoders, make_transfer(device, num_slots=2))
+        self._decode = DeviceDecode(config, device, decoders, make_transfer(device, num_slots=2), RowQueue(device))
         self._config = config
         self._stopped = False
         self._video_seconds = 0.0

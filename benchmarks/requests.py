@@ -1,8 +1,9 @@
-"""Requests of random patch rows: what an encode actor receives, without decoding anything."""
+"""Requests of random patch rows or planes: what an encode actor receives, without decoding anything."""
 
 import mmap
 import os
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import pyarrow as pa
 import torch
 
 from pipeline.encoder.counts import Grid
+from pipeline.media.colour import ColourSpace, colour_tables
 from pipeline.media.container import MediaType
+from pipeline.media.grid import TABLE_BYTES
 from pipeline.plan.schema import Clip
 from pipeline.request.layout import RequestLayout
 from pipeline.request.table import RequestMeta, wrap_request
@@ -26,9 +29,15 @@ class StandInStore:
             self.memory = np.frombuffer(mmap.mmap(file.fileno(), num_bytes), dtype=np.uint8)
         path.unlink()
 
-    def request(self, *grids: Grid, media_type: MediaType = MediaType.VIDEO, seed: int = 0) -> pa.Table:
+    def request(
+        self,
+        *grids: Grid,
+        media_type: MediaType = MediaType.VIDEO,
+        seed: int = 0,
+        plane_size: tuple[int, int] | None = None,
+    ) -> pa.Table:
         """Overwrite what lies here with a new request."""
-        return random_request(*grids, media_type=media_type, seed=seed, memory=self.memory)
+        return random_request(*grids, media_type=media_type, seed=seed, memory=self.memory, plane_size=plane_size)
 
 
 def parse_grid(text: str) -> Grid:
@@ -54,27 +63,39 @@ def random_request(
     media_type: MediaType = MediaType.VIDEO,
     seed: int = 0,
     memory: np.ndarray | None = None,
+    plane_size: tuple[int, int] | None = None,
 ) -> pa.Table:
-    """Clips of random pixels as a one-row request table, in memory of its own or at the start of `memory`."""
-    layout = RequestLayout.of(media_type, grids)
+    """Clips of random pixels as a one-row request table, in memory of its own or at the start of `memory`.
+
+    They are patch rows, or planes of frames of `plane_size`, height and width.
+    """
+    layout = RequestLayout.of(media_type, grids, [plane_size] * len(grids))
     buffer = np.random.default_rng(seed).integers(0, 256, layout.num_bytes, dtype=np.uint8)
     buffer[: layout.rows_start] = layout.header().view(np.uint8)
+    if plane_size is not None:
+        tables = colour_tables(ColourSpace(pixel_format="yuv420p", matrix=1, colour_range=1))
+        assert tables is not None, "every FFmpeg knows BT.709"
+        for clip in range(len(grids)):
+            start = layout.clip_offset(clip)
+            buffer[start : start + TABLE_BYTES] = np.stack(astuple(tables)).view(np.uint8).ravel()
     if memory is not None:
         memory[: layout.num_bytes] = buffer
         buffer = memory[: layout.num_bytes]
     meta = RequestMeta(
         request_id=f"random-{seed}",
         media_type=media_type,
-        clips=tuple(_clip(grid, media_type) for grid in grids),
+        clips=tuple(_clip(grid, media_type, plane_size) for grid in grids),
         decoders=("random",) * len(grids),
         failures=(),
         decode_seconds=0.0,
+        planar=None if plane_size is None else (True,) * len(grids),
     )
     return wrap_request(meta, buffer)
 
 
-def _clip(grid_thw: Grid, media_type: MediaType) -> Clip:
+def _clip(grid_thw: Grid, media_type: MediaType, plane_size: tuple[int, int] | None) -> Clip:
     t, h, w = grid_thw
+    height, width = plane_size or (h * 16, w * 16)
     return Clip(
         clip_ids=("random",),
         source_uris=("/random",),
@@ -85,8 +106,8 @@ def _clip(grid_thw: Grid, media_type: MediaType) -> Clip:
         clip_index=0,
         start_seconds=0.0,
         end_seconds=float(t),
-        width=w * 16,
-        height=h * 16,
+        width=width,
+        height=height,
         fps=2.0,
         num_frames=2 * t,
         frame_indices=tuple(range(2 * t)),

@@ -124,6 +124,12 @@ class DecodeConfig(Section):
         le=64,
         description="With `gpu`: clips decoded at once on a GPU, and requests handed to it ahead of time.",
     )
+    planes: Literal["auto", "never"] = Field(
+        default="auto",
+        description="`auto`: where the encoder runs on a GPU, a video clip whose decoded planes (8-bit 4:2:0) are at "
+        "most half as large again as its patch rows is sent as planes, and the GPU makes the rows: the same bytes, "
+        "less work for the CPU. `never`: patch rows always.",
+    )
     timeout_seconds: float = Field(
         default=30.0,
         gt=0,

@@ -202,9 +202,11 @@ class RayRunner:
             return dataset.map_batches(PrepareActor, fn_constructor_args=prepare, **decoders)
         if job.prepared_uri is None:
             share = ShareDesk.start() if self._shares_decoding else None
-            decode = (job.config, self._decoders, share)
-            decoded = dataset.map_batches(DecodeActor, fn_constructor_args=decode, **decoders)
+            decoders["fn_constructor_args"] = (job.config, self._decoders, share)
+            decoders["fn_constructor_kwargs"] = {"with_planes": self._sends_planes}
+            decoded = dataset.map_batches(DecodeActor, **decoders)
             encoders["fn_constructor_args"] = (job.config, job.model, self._decoders.attempts_uri, share)
+            encoders["fn_constructor_kwargs"] = {"takes_planes": self._sends_planes}
             encoded = decoded.map_batches(EncodeActor, **encoders, **self._encode_placement())
         else:
             encoders["fn_constructor_args"] = (job.config, job.model, job.prepared_uri)
@@ -282,6 +284,10 @@ class RayRunner:
     @property
     def _shares_decoding(self) -> bool:
         return self._on_gpu and self._config.decode.gpu == "auto"
+
+    @property
+    def _sends_planes(self) -> bool:
+        return self._on_gpu and self._config.decode.planes == "auto"
 
     @property
     def _store_bytes(self) -> int | None:

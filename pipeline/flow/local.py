@@ -85,12 +85,19 @@ class LocalRunner:
         from pipeline.stages.encode import Encode  # torch takes a second, and planning and preparing do without
 
         is_prepared = job.prepared_uri is not None
-        encode = Encode(job.config, job.model, takes_deferred=not is_prepared, attempts_uri=self._attempts_uri)
+        takes_planes = not is_prepared and self.device == "cuda" and job.config.decode.planes == "auto"
+        encode = Encode(
+            job.config,
+            job.model,
+            takes_deferred=not is_prepared,
+            takes_planes=takes_planes,
+            attempts_uri=self._attempts_uri,
+        )
         write = Write(job.target)
         stack.callback(encode.close)
         claim = (lambda _: encode.num_device_requests > 0) if encode.num_device_requests else None
         make = (
-            Decode(job.config, self.sandbox, claim, self._attempts_uri)
+            Decode(job.config, self.sandbox, claim, self._attempts_uri, with_planes=takes_planes)
             if job.prepared_uri is None
             else Load(job.prepared_uri)
         )

@@ -69,7 +69,8 @@ class ClipJob:
     (0,) for an image. `num_source_frames` is what the plan's probe counted. The resized sides are
     multiples of 32 pixels. `byte_range` is where a member lies in its shard. `following` is what the next job
     wants of the same file, if it is known: it saves that job time and changes nothing else. So does `origin`, a safe
-    start at or before the first wanted frame.
+    start at or before the first wanted frame. `plane_size` is the height and width of the frames where they are wanted
+    as planes (planes.py), if they can be had so; None: as patch rows.
     """
 
     uri: str
@@ -81,6 +82,7 @@ class ClipJob:
     byte_range: ByteRange | None = None
     following: tuple[int, ...] = ()
     origin: SafeStart | None = None
+    plane_size: tuple[int, int] | None = None
 
     def to_values(self) -> dict[str, Any]:
         """As plain values, for a message to a decoder process."""
@@ -101,17 +103,19 @@ class ClipJob:
                 "following": tuple(values["following"]),
                 "byte_range": None if place is None else ByteRange(**place),
                 "origin": SafeStart.from_values(values["origin"]),
+                "plane_size": values["plane_size"] and tuple(values["plane_size"]),
             }
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipReport:
-    """How a clip was made: which backend served it, bytes of patch rows, CPU seconds of the decoder process."""
+    """How a clip was made: which backend served it, bytes written, CPU seconds of the decoder process, and as what."""
 
     backend: str
     num_bytes: int
     decode_seconds: float
+    is_planar: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,12 +5,13 @@ the file but cannot produce a single frame, and PyAV's reason is reported if dec
 cannot open decord is not given: without a header that passed the limits nothing is decoded.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import BinaryIO
 
 import numpy as np
+from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from pipeline.config import DecodeConfig, ImagesConfig, LimitsConfig
@@ -18,9 +19,10 @@ from pipeline.errors import ErrorCode, MediaError
 from pipeline.media.container import ClipJob, FileFormat, MediaType, identify
 from pipeline.media.image import read_animation, read_image
 from pipeline.media.location import local_path
+from pipeline.media.planes import NotPlanarError
 from pipeline.media.reading import VideoSource
 from pipeline.media.video_decord import read_frames_decord
-from pipeline.media.video_pyav import IndexCache, read_frames
+from pipeline.media.video_pyav import IndexCache, displayed_frames, read_frames
 
 _PYAV_FOUND_NOTHING = frozenset({ErrorCode.CORRUPT_MEDIA, ErrorCode.UNSUPPORTED_MEDIA})
 
@@ -62,7 +64,7 @@ def open_frames(
         return _decord(source, job)
     try:
         frames = read_frames(source, job.frame_indices, cache, job.following, job.origin)
-        return ClipFrames(backend="pyav", frames=_started(frames))
+        return ClipFrames(backend="pyav", frames=_started(displayed_frames(frames)))
     except MediaError as error:
         if decode.video == "pyav" or error.code not in _PYAV_FOUND_NOTHING:
             raise
@@ -70,6 +72,20 @@ def open_frames(
             return _decord(source, job)
         except MediaError:
             raise error from None
+
+
+def open_pictures(
+    job: ClipJob, file: BinaryIO, decode: DecodeConfig, limits: LimitsConfig, cache: IndexCache
+) -> Generator[VideoFrame]:
+    """What `open_frames` decodes of a video by PyAV, as it is stored: one frame a wanted index.
+
+    Raises: MediaError, here and while the frames are taken; NotPlanarError where another decoder is to serve.
+    """
+    file_format = identify(file, job.uri)
+    if file_format.media_type is not MediaType.VIDEO or decode.video == "decord":
+        raise NotPlanarError("not decoded by PyAV")
+    source = VideoSource(file=file, uri=job.uri, file_format=file_format, limits=limits)
+    return read_frames(source, job.frame_indices, cache, job.following, job.origin)
 
 
 def _decord(source: VideoSource, job: ClipJob) -> ClipFrames:

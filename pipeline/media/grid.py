@@ -8,6 +8,8 @@ from pipeline.media.container import MediaType
 PATCH_SIZE = 16
 MERGE_SIZE = 2
 NUM_CHANNELS = 3
+ALIGNMENT = 256  # bytes, of what a request's buffer is made of: what CUDA's own allocator gives
+TABLE_BYTES = 5 * 256 * 2  # colour tables of a clip that travels as planes
 
 
 def temporal_size(media_type: MediaType) -> int:
@@ -24,3 +26,14 @@ def grid_of(media_type: MediaType, num_frames: int, height: int, width: int) -> 
     """(t, h, w) in patches. An odd number of frames counts its last one twice."""
     frames_per_row = temporal_size(media_type)
     return (num_frames + frames_per_row - 1) // frames_per_row, height // PATCH_SIZE, width // PATCH_SIZE
+
+
+def frame_bytes(height: int, width: int) -> int:
+    """Bytes of one 4:2:0 frame of even sides: luma, then half as many of chroma."""
+    return height * width * 3 // 2
+
+
+def planes_bytes(num_rows: int, height: int, width: int) -> int:
+    """Bytes of a video clip of `num_rows` temporal patches that travels as planes (`media/planes.py`)."""
+    used = TABLE_BYTES + num_rows * temporal_size(MediaType.VIDEO) * frame_bytes(height, width)
+    return -(-used // ALIGNMENT) * ALIGNMENT

@@ -27,7 +27,7 @@ from pipeline.media.attempts import MAX_DEATHS, Attempts, Death
 from pipeline.media.byte_range import ByteRange
 from pipeline.media.container import ClipJob, ClipReport, MediaInfo
 from pipeline.media.decoder_process import DecoderProcess
-from pipeline.media.grid import grid_of, row_bytes
+from pipeline.media.grid import grid_of, planes_bytes, row_bytes
 from pipeline.media.protocol import ProtocolError, receive_answer, send_message
 from pipeline.media.shared_buffer import BufferPool, SharedBuffer
 from pipeline.media.shared_template import SharedTemplate
@@ -116,6 +116,7 @@ class Sandbox:
     def decode(self, job: ClipJob, buffer: SharedBuffer, offset: int) -> ClipReport:
         """Turn a clip into patch rows at `offset` bytes of a buffer, in the order that patchify.py gives.
 
+        Or into planes (planes.py), where the job allows it and the clip can be said so; the report tells.
         After an error the clip's part of the buffer holds anything; no other part is touched.
         Raises: MediaError with Stage.DECODE; RequestError when the rows would not fit; RunError when no
             decoder process can be started.
@@ -126,9 +127,8 @@ class Sandbox:
                 f"{job.uri}: {num_bytes} bytes of patch rows at offset {offset} do not fit {buffer.num_bytes} bytes"
             )
         message = {"do": "decode", "offset": offset, **job.to_values()}
-        return self._ask(
-            job.uri, Stage.DECODE, partial(self._try, message, buffer.handle, job_seconds(job), _report_of)
-        )
+        parse = partial(_report_of, may_be_planar=job.plane_size is not None)
+        return self._ask(job.uri, Stage.DECODE, partial(self._try, message, buffer.handle, job_seconds(job), parse))
 
     def close(self) -> None:
         """Kill the child, if there is one. A later job starts another."""
@@ -210,8 +210,11 @@ class Sandbox:
         return num_bytes / _BYTES_PER_VIDEO_SECOND * self._decode.timeout_per_video_second
 
 
-def _report_of(reply: dict[str, Any]) -> ClipReport:
-    return _REPORT.validate_python(reply["report"])
+def _report_of(reply: dict[str, Any], *, may_be_planar: bool) -> ClipReport:
+    report = _REPORT.validate_python(reply["report"])
+    if report.is_planar and not may_be_planar:
+        raise ProtocolError("expected patch rows, found planes")
+    return report
 
 
 def _name_of(reply: dict[str, Any]) -> str:
@@ -231,5 +234,7 @@ def job_seconds(job: ClipJob) -> float:
 
 
 def _num_bytes(job: ClipJob) -> int:
+    """What a clip may take of a buffer."""
     t, h, w = grid_of(job.media_type, len(job.frame_indices), job.resized_height, job.resized_width)
-    return t * h * w * row_bytes(job.media_type)
+    num_bytes = t * h * w * row_bytes(job.media_type)
+    return num_bytes if job.plane_size is None else max(num_bytes, planes_bytes(t, *job.plane_size))

@@ -12,7 +12,7 @@ missing frame never depends on what was skipped. The rule for missing frames is 
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
@@ -141,8 +141,8 @@ def read_frames(
     cache: IndexCache,
     following: Sequence[int] = (),
     origin: SafeStart | None = None,
-) -> Iterator[NDArray[np.uint8]]:
-    """Yield one frame for each wanted index, in order.
+) -> Generator[VideoFrame]:
+    """Yield one decoded frame for each wanted index, in order.
 
     Args:
         source: a video.
@@ -150,7 +150,7 @@ def read_frames(
         cache: the worker's, so that clips of one file share its index, and its reading.
         following: what the next clip will want of this file; `cache` may keep the file then (`keeps` says so).
         origin: a safe start at or before the first wanted frame, if one is known; it changes nothing but what is read.
-    Yields: uint8 (H, W, 3) RGB as displayed; an index that repeats gives the same array again.
+    Yields: frames as they are stored; an index that repeats gives the same one again.
     Raises: MediaError CORRUPT_MEDIA or TRUNCATED_MEDIA.
     Cost: memory for the decoder's own frames and two of these. Reads from `origin` on; from the beginning without it,
         or where anything is wrong.
@@ -164,8 +164,8 @@ def read_frames(
             continue
         for attempt in attempts:
             try:
-                for image in islice(_convert(attempt.read(cache, index, wanted)), num_delivered, None):
-                    yield image
+                for frame in islice(attempt.read(cache, index, wanted), num_delivered, None):
+                    yield frame
                     num_delivered += 1
             except DoubtError:
                 continue
@@ -178,7 +178,7 @@ def read_frames(
             break
     if index.first_number:
         index = IndexCache().get(source, 0, wanted[-1])
-    yield from islice(_convert(_read_plainly(source, index, wanted)), num_delivered, None)
+    yield from islice(_read_plainly(source, index, wanted), num_delivered, None)
 
 
 def _look_up(
@@ -336,8 +336,8 @@ def _stand_in(
         yield last
 
 
-def _convert(frames: Iterator[VideoFrame]) -> Iterator[NDArray[np.uint8]]:
-    """RGB arrays as displayed; a frame that comes again is not converted again."""
+def displayed_frames(frames: Iterator[VideoFrame]) -> Iterator[NDArray[np.uint8]]:
+    """Frames as RGB, uint8 (H, W, 3), turned as they are shown; one that comes again is not converted again."""
     reformatter = VideoReformatter()
     last: VideoFrame | None = None
     image = np.empty((0, 0, 3), np.uint8)

@@ -1,25 +1,30 @@
 """What the decoder process does: everything that touches a stranger's bytes happens here.
 
-It reads jobs from a socket, puts patch rows into the buffer that comes with each, and may be killed at any
+It reads jobs from a socket, puts patch rows or planes into the buffer that comes with each, and may be killed at any
 moment: it holds nothing that anyone else needs. template.py says how it comes to be.
 """
 
 import os
 import socket
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.config import DecodeConfig, ImagesConfig, LimitsConfig
 from pipeline.errors import ErrorCode, MediaError
 from pipeline.media.byte_range import ByteRange
 from pipeline.media.container import ClipJob, ClipReport, MediaInfo
 from pipeline.media.content import name_content
-from pipeline.media.frames import open_frames
-from pipeline.media.grid import grid_of, row_bytes
+from pipeline.media.frames import open_frames, open_pictures
+from pipeline.media.grid import TABLE_BYTES, frame_bytes, grid_of, planes_bytes, row_bytes, temporal_size
 from pipeline.media.location import open_binary
 from pipeline.media.patchify import fill_patches
+from pipeline.media.planes import NotPlanarError, PlaneWriter
 from pipeline.media.probe import probe_media
 from pipeline.media.protocol import receive_message, send_message
 from pipeline.media.shared_buffer import file_patches
@@ -34,6 +39,7 @@ class Worker:
     def __init__(self, decode: DecodeConfig, images: ImagesConfig, limits: LimitsConfig) -> None:
         self._decode_config, self._images, self._limits = decode, images, limits
         self._cache = IndexCache()
+        self._planes = PlaneWriter()
 
     def serve(self, channel: socket.socket) -> None:
         """Answer messages one by one; return when the sandbox is gone."""
@@ -88,17 +94,46 @@ class Worker:
     def _decode(self, job: ClipJob, handle: int, offset: int) -> ClipReport:
         start = time.process_time()
         t, h, w = grid_of(job.media_type, len(job.frame_indices), job.resized_height, job.resized_width)
-        shape = h * w, row_bytes(job.media_type)
+        if job.plane_size is not None and self._write_planes(job, job.plane_size, t, handle, offset):
+            backend, num_bytes, is_planar = "pyav", planes_bytes(t, *job.plane_size), True
+        else:
+            shape = h * w, row_bytes(job.media_type)
+            backend = self._write_rows(job, file_patches(handle, offset, t, shape))
+            num_bytes, is_planar = t * shape[0] * shape[1], False
+        seconds = time.process_time() - start
+        return ClipReport(backend=backend, num_bytes=num_bytes, decode_seconds=seconds, is_planar=is_planar)
+
+    def _write_rows(self, job: ClipJob, patches: Iterator[NDArray[np.uint8]]) -> str:
+        """Decode a clip into its patch rows; which backend served it."""
+        with self._opened(job) as file:
+            clip = open_frames(job, file, self._decode_config, self._images, self._limits, self._cache)
+            fill_patches(clip.frames, patches, job.media_type, job.resized_height, job.resized_width)
+        return clip.backend
+
+    def _write_planes(self, job: ClipJob, size: tuple[int, int], num_rows: int, handle: int, offset: int) -> bool:
+        """Decode a clip into its planes; False where it has to be decoded into rows, which then says what is wrong."""
+        table = np.empty((1, TABLE_BYTES), np.uint8)
+        num_frames = num_rows * temporal_size(job.media_type)
+        slots = file_patches(handle, offset + TABLE_BYTES, num_frames, (1, frame_bytes(*size)))
+        try:
+            with self._opened(job) as file, ExitStack() as stack:
+                pictures = open_pictures(job, file, self._decode_config, self._limits, self._cache)
+                self._planes.write(stack.enter_context(closing(pictures)), *size, table[0], slots)
+        except (NotPlanarError, MediaError):
+            return False
+        for scratch in file_patches(handle, offset, 1, table.shape):
+            scratch[:] = table
+        return True
+
+    @contextmanager
+    def _opened(self, job: ClipJob) -> Iterator[BinaryIO]:
+        """A job's file, which stays open where the cache keeps it."""
         with ExitStack() as stack:
             opened = open_binary(job.uri, byte_range=job.byte_range, max_bytes=self._limits.max_file_bytes)
             file = stack.enter_context(opened)
-            clip = open_frames(job, file, self._decode_config, self._images, self._limits, self._cache)
-            patches = file_patches(handle, offset, t, shape)
-            fill_patches(clip.frames, patches, job.media_type, job.resized_height, job.resized_width)
+            yield file
             if self._cache.keeps(file):
                 stack.pop_all()
-        num_bytes = t * shape[0] * shape[1]
-        return ClipReport(backend=clip.backend, num_bytes=num_bytes, decode_seconds=time.process_time() - start)
 
 
 def _byte_range(message: dict[str, Any]) -> ByteRange | None:

@@ -12,10 +12,16 @@ from pipeline.request.table import RequestMeta, wrap_request
 _COLUMN = pa.field(PACKED_ROW, pa.binary())
 
 
-def deferred_request(plan: RequestPlan) -> pa.Table:
-    """One row in REQUEST_SCHEMA without clips, and the plan row beside it."""
+def deferred_request(plan: RequestPlan, *, with_planes: bool = False) -> pa.Table:
+    """One row in REQUEST_SCHEMA without clips, and the plan row beside it; with `planar` if other requests have it."""
     meta = RequestMeta(
-        request_id=plan.request_id, media_type=plan.media_type, clips=(), decoders=(), failures=(), decode_seconds=0.0
+        request_id=plan.request_id,
+        media_type=plan.media_type,
+        clips=(),
+        decoders=(),
+        failures=(),
+        decode_seconds=0.0,
+        planar=() if with_planes else None,
     )
     return wrap_request(meta, meta.layout.header()).append_column(_COLUMN, packed_request(plan)[PACKED_ROW])
 

@@ -42,6 +42,7 @@ META_SCHEMA = pa.schema(
     }
 )
 REQUEST_SCHEMA = META_SCHEMA.append(pa.field("buffer", pa.large_list(pa.uint8())))
+PLANAR = pa.field("planar", pa.list_(pa.bool_()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,9 @@ class RequestMeta:
     """All of a request but its bytes.
 
     `clips` are the ones whose rows are in the buffer, `decoders` says which backend served each, `failures`
-    are the planned clips that are not there. `decode_seconds` is wall time in the decode actor.
+    are the planned clips that are not there. `decode_seconds` is wall time in the decode actor. `planar` says which
+    clips are planes and not yet patch rows; it is None in a run where none may be, and a column more in all others, so
+    that what is stored in files stays what it was.
     """
 
     request_id: str
@@ -58,6 +61,7 @@ class RequestMeta:
     decoders: tuple[str, ...]
     failures: tuple[Failure, ...]
     decode_seconds: float
+    planar: tuple[bool, ...] | None = None
 
     @property
     def grid_thw(self) -> tuple[tuple[int, int, int], ...]:
@@ -67,7 +71,9 @@ class RequestMeta:
     @property
     def layout(self) -> RequestLayout:
         """Where everything lies in the buffer."""
-        return RequestLayout.of(self.media_type, self.grid_thw)
+        flags = self.planar or (False,) * len(self.clips)
+        sizes = [(clip.height, clip.width) if flag else None for clip, flag in zip(self.clips, flags, strict=True)]
+        return RequestLayout.of(self.media_type, self.grid_thw, sizes)
 
     def to_values(self) -> dict[str, Any]:
         """As one row of META_SCHEMA."""
@@ -91,6 +97,7 @@ class RequestMeta:
             decoders=tuple(values["decoders"]),
             failures=tuple(_failure(failure) for failure in values["failures"]),
             decode_seconds=values["decode_seconds"],
+            planar=None if values.get(PLANAR.name) is None else tuple(values[PLANAR.name]),
         )
 
 
@@ -99,7 +106,7 @@ def _failure(values: dict[str, Any]) -> Failure:
 
 
 def wrap_request(meta: RequestMeta, buffer: Any) -> pa.Table:
-    """One row in REQUEST_SCHEMA around a buffer that is not copied.
+    """One row in REQUEST_SCHEMA, and `planar` where the meta values have it, around a buffer that is not copied.
 
     Args:
         meta: what is in the buffer.
@@ -109,7 +116,8 @@ def wrap_request(meta: RequestMeta, buffer: Any) -> pa.Table:
     values = pa.Array.from_buffers(pa.uint8(), meta.layout.num_bytes, [None, pa.py_buffer(buffer)])
     column = pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), values)
     table = pa.Table.from_pylist([meta.to_values()], schema=META_SCHEMA)
-    return table.append_column(REQUEST_SCHEMA.field("buffer"), column)
+    table = table.append_column(REQUEST_SCHEMA.field("buffer"), column)
+    return table if meta.planar is None else table.append_column(PLANAR, pa.array([meta.planar], PLANAR.type))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +146,8 @@ def unwrap_request(table: pa.Table) -> Request:
     column = table.column("buffer")
     if table.num_rows != 1 or column.num_chunks != 1:
         raise RequestError(f"expected one request in one chunk, got {table.num_rows} rows in {column.num_chunks}")
-    meta = RequestMeta.from_values(table.select(META_SCHEMA.names).to_pylist()[0])
+    names = [name for name in (*META_SCHEMA.names, PLANAR.name) if name != PLANAR.name or name in table.column_names]
+    meta = RequestMeta.from_values(table.select(names).to_pylist()[0])
     chunk = column.chunk(0)
     values = chunk.flatten()
     owner = values.buffers()[1].slice(values.offset, len(values))

@@ -75,6 +75,7 @@ class Decode(DecodingStage):
         shared: a decoder process to use and leave open.
         claim: given a request that the GPU may decode, whether it is to; None where there is no such GPU.
         attempts_uri: where deaths of a GPU's decoders are written down.
+        with_planes: the encoder takes planes in place of patch rows.
     """
 
     def __init__(
@@ -83,9 +84,12 @@ class Decode(DecodingStage):
         shared: Sandbox | None = None,
         claim: Callable[[str], bool] | None = None,
         attempts_uri: str | None = None,
+        *,
+        with_planes: bool = False,
     ) -> None:
         super().__init__(config, shared)
         self._claim = claim
+        self._with_planes = with_planes
         self._attempts = None if claim is None or attempts_uri is None else Attempts(attempts_uri, on_device=True)
 
     def __call__(self, plan: pa.Table) -> pa.Table:
@@ -95,10 +99,13 @@ class Decode(DecodingStage):
         """
         (request,) = requests_of(plan)
         if self._claim is None:
-            return build_request(request, self._sandbox)
+            return self._build(request)
         if may_decode_on_device(request) and self._is_harmless(request) and self._claim(request.request_id):
-            return deferred_request(request)
-        return decoded_request(build_request(request, self._sandbox))
+            return deferred_request(request, with_planes=self._with_planes)
+        return decoded_request(self._build(request))
+
+    def _build(self, request: RequestPlan) -> pa.Table:
+        return build_request(request, self._sandbox, with_planes=self._with_planes)
 
     def _is_harmless(self, request: RequestPlan) -> bool:
         """Whether none of its media has ended a GPU's decoders."""

@@ -16,9 +16,10 @@ import torch
 from pipeline.config import Config
 from pipeline.device.nvdec.clip import distinct_frames
 from pipeline.device.nvdec.process import DeviceDecoders
-from pipeline.device.nvdec.rows import RowQueue
 from pipeline.device.nvdec.session import RefusedError
 from pipeline.device.nvdec.worker_process import EndedError
+from pipeline.device.row_queue import RowQueue
+from pipeline.device.rows import Frames, colour_lookup
 from pipeline.device.transfer import Transfer
 from pipeline.device.turns import MemoryTurns
 from pipeline.errors import MediaError, Stage
@@ -85,6 +86,7 @@ class DeviceDecode:
         device: where the rows are wanted.
         decoders: give frames there; ended with this.
         transfer: brings over what had to be decoded on the CPU.
+        rows: makes them of the decoders' frames.
         attempts_uri: where deaths of decoders are written down, the GPU's and the CPU's.
         in_turns: who shares the device's memory with it.
     """
@@ -95,13 +97,14 @@ class DeviceDecode:
         device: torch.device,
         decoders: DeviceDecoders,
         transfer: Transfer,
+        rows: RowQueue,
         attempts_uri: str | None = None,
         in_turns: MemoryTurns | None = None,
     ) -> None:
         self._decoders = decoders
         self._device = device
         self._in_turns = in_turns or MemoryTurns()
-        self._rows = RowQueue(device)
+        self._rows = rows
         self._clips = ThreadPoolExecutor(decoders.num_decoders, "nvdec-clip")
         self._transfer = transfer
         self._on_cpu = CpuDecode(config, attempts_uri)
@@ -161,7 +164,14 @@ class DeviceDecode:
             if tables is None:
                 raise RefusedError(f"colours {frames.colours}")
             try:
-                return self._rows.make(frames.planes, order, tables, job.resized_height, job.resized_width)
+                lent = Frames(
+                    planes=frames.planes.view(len(places), -1),
+                    height=clip.height,
+                    width=clip.width,
+                    tables=colour_lookup(tables, self._device),
+                    takes_turns=True,
+                )
+                return self._rows.make(lent, order, job.resized_height, job.resized_width)
             except torch.OutOfMemoryError as error:
                 raise RefusedError(f"no device memory for its rows: {error}") from None
 

@@ -15,6 +15,7 @@ from pipeline.config import Config
 from pipeline.device.nvdec.process import NvdecProcess
 from pipeline.device.nvdec.worker_process import NvdecUnavailableError
 from pipeline.device.results import ResultCopy
+from pipeline.device.row_queue import RowQueue
 from pipeline.device.transfer import Transfer, make_transfer
 from pipeline.device.turns import MemoryTurns
 from pipeline.encoder.counts import num_vectors
@@ -66,6 +67,7 @@ class Encode:
         config: the run's settings.
         model: what `resolve_model` takes.
         takes_deferred: start the GPU's decoders, where the settings want them.
+        takes_planes: be ready for clips that come as planes.
         attempts_uri: where deaths of decoders are written down, the GPU's and the CPU's.
         on_decoded: told the id of each deferred request when its rows are there.
     """
@@ -76,6 +78,7 @@ class Encode:
         model: str,
         *,
         takes_deferred: bool = False,
+        takes_planes: bool = False,
         attempts_uri: str | None = None,
         on_decoded: Callable[[str], None] | None = None,
     ) -> None:
@@ -87,6 +90,7 @@ class Encode:
         self._output = config.output
         register = config.encode.register_store == "auto"
         self._transfer = make_transfer(device, num_slots=NUM_SLOTS, register_store=register)
+        self._rows = RowQueue(device)
         self._to_host = ResultCopy(device)
         self._encoder = Encoder(
             checkpoint,
@@ -101,8 +105,12 @@ class Encode:
         self._cpu_decode = CpuDecode(config, attempts_uri)
         if device.type == "cuda":
             self._in_turns(lambda: self._warm_up(device), "that warms up")
+            if takes_planes:
+                self._rows.prepare()
             if takes_deferred and config.decode.gpu == "auto":
-                self._device_decode = _device_decode(config, device, self._transfer, attempts_uri, self._in_turns)
+                self._device_decode = _device_decode(
+                    config, device, self._transfer, self._rows, attempts_uri, self._in_turns
+                )
         self._start_seconds = time.perf_counter() - started
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -185,8 +193,12 @@ class Encode:
     def _encode(self, request: Request) -> _OnHost:
         layout = request.meta.layout
         arrived = self._transfer(request)
-        rows = arrived.buffer[layout.rows_start :].view(layout.num_patches, layout.row_bytes)
-        on_host = self._encode_rows(rows, request.meta.grid_thw, arrived.ready, arrived.num_copies, arrived.way)
+        if layout.plane_sizes:
+            rows, ready = self._rows.of_request(arrived, layout)
+        else:
+            rows = arrived.buffer[layout.rows_start :].view(layout.num_patches, layout.row_bytes)
+            ready = arrived.ready
+        on_host = self._encode_rows(rows, request.meta.grid_thw, ready, arrived.num_copies, arrived.way)
         # The vectors are here, so the request's bytes have been read: the object store may have them back.
         self._transfer.reap()
         return on_host
@@ -209,7 +221,12 @@ class Encode:
 
 
 def _device_decode(
-    config: Config, device: torch.device, transfer: Transfer, attempts_uri: str | None, in_turns: MemoryTurns
+    config: Config,
+    device: torch.device,
+    transfer: Transfer,
+    rows: RowQueue,
+    attempts_uri: str | None,
+    in_turns: MemoryTurns,
 ) -> DeviceDecode | None:
     """The GPU's decoders, or None, with a line in the log, where it has none."""
     try:
@@ -217,7 +234,7 @@ def _device_decode(
     except NvdecUnavailableError as error:
         _LOG.warning("nvdec_unavailable reason=%s", error)
         return None
-    return DeviceDecode(config, device, decoders, transfer, attempts_uri, in_turns)
+    return DeviceDecode(config, device, decoders, transfer, rows, attempts_uri, in_turns)
 
 
 def _binary(values: torch.Tensor) -> pa.Array:

@@ -6,6 +6,7 @@ import tracemalloc
 import weakref
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -16,10 +17,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.requests import StandInStore, random_request
 from pipeline.config import Config
+from pipeline.device.row_queue import RowQueue
+from pipeline.device.rows import Frames, TorchRowMaker, colour_lookup, make_row_maker, patch_rows
 from pipeline.device.store_mapping import RegisteredStore
-from pipeline.device.transfer import PinnedTransfer, StoreTransfer
+from pipeline.device.transfer import HostTransfer, PinnedTransfer, StoreTransfer
+from pipeline.media.colour import ColourSpace, colour_tables
 from pipeline.media.container import MediaType
-from pipeline.request.table import unwrap_request
+from pipeline.request.table import unwrap_request, wrap_request
 from pipeline.stages.encode import Encode
 from tests.cuda import syncs_forbidden
 
@@ -52,10 +56,13 @@ def test_the_encode_stage_runs_with_device_syncs_forbidden() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*Profiler clears events:UserWarning")
+@pytest.mark.parametrize("plane_size", [None, (128, 192), (142, 190)], ids=["rows", "planes", "resized planes"])
 @pytest.mark.parametrize("max_patches", [65_536, 100])
-def test_the_profiler_counts_one_pinned_copy_in_and_no_device_sync(max_patches: int) -> None:
+def test_the_profiler_counts_one_pinned_copy_in_and_no_device_sync(
+    max_patches: int, plane_size: tuple[int, int] | None
+) -> None:
     encode = stage(max_patches=max_patches)
-    requests = [random_request((6, 8, 12), seed=seed) for seed in range(4)]
+    requests = [random_request((6, 8, 12), (3, 8, 12), seed=seed, plane_size=plane_size) for seed in range(4)]
     encode(requests[0])
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
         for request in requests:
@@ -99,6 +106,60 @@ def test_a_ring_that_ignores_its_event_is_caught_by_that_check(monkeypatch: pyte
         np.array_equal(buffer.cpu().numpy(), request.buffer) for request, buffer in zip(requests, arrived, strict=True)
     ]
     assert not all(equal)
+
+
+def test_planes_are_encoded_with_device_syncs_forbidden_and_one_copy() -> None:
+    encode = stage()
+    requests = [random_request((6, 8, 12), (2, 8, 12), seed=seed, plane_size=(142, 190)) for seed in range(4)]
+    encode(requests[0])
+    with syncs_forbidden():
+        encoded = [encode(request) for request in requests]
+    assert [table["num_device_copies"][0].as_py() for table in encoded] == [1] * 4
+
+
+@pytest.mark.parametrize("plane_size", [(128, 192), (142, 190), (64, 96), (200, 160)], ids=str)
+def test_vectors_of_planes_are_those_of_their_rows(plane_size: tuple[int, int]) -> None:
+    encode, grids = stage(), [(6, 8, 12), (3, 8, 12)]
+    table = random_request(*grids, seed=3, plane_size=plane_size)
+    planar = unwrap_request(table)
+    rows, _ = RowQueue(torch.device("cpu")).of_request(HostTransfer()(planar), planar.meta.layout)
+    plain = random_request(*grids)
+    buffer = unwrap_request(plain).buffer.copy()
+    buffer[-rows.numel() :] = rows.numpy().ravel()
+    expected = encode(wrap_request(unwrap_request(plain).meta, buffer))
+    assert encode(table)["vectors"] == expected["vectors"]
+
+
+def test_requests_of_planes_side_by_side_have_the_vectors_that_they_have_alone() -> None:
+    encode = stage()
+    requests = [random_request((6, 8, 12), seed=seed, plane_size=(142, 190)) for seed in range(6)]
+    alone = [encode(request)["vectors"] for request in requests]
+    with ThreadPoolExecutor(3) as pool:
+        together = [table["vectors"] for table in pool.map(encode, requests * 4)]
+    assert together == alone * 4
+
+
+@pytest.mark.parametrize("takes_turns", [False, True], ids=["in a row", "NV12"])
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (720, 1280), (1080, 1920), (144, 176), (62, 98)])
+def test_tritons_rows_are_plain_torchs(height: int, width: int, takes_turns: bool) -> None:
+    device = torch.device("cuda")
+    tables = colour_tables(ColourSpace(pixel_format="yuv420p", matrix=1, colour_range=1))
+    assert tables is not None
+    frames = Frames(
+        planes=torch.randint(0, 256, (3, height * width * 3 // 2), dtype=torch.uint8).to(device),
+        height=height,
+        width=width,
+        tables=colour_lookup(tables, device),
+        takes_turns=takes_turns,
+    )
+    maker = make_row_maker(device)
+    assert not isinstance(maker, TorchRowMaker)
+    for size in [(32, 64), (256, 448), (704, 1280)]:
+        shape = 3 * size[0] * size[1] // 256, 1536
+        ours, plain = (torch.zeros(shape, dtype=torch.uint8, device=device) for _ in range(2))
+        for rows, by in ((ours, maker), (plain, TorchRowMaker())):
+            patch_rows(frames, [0, 1, 1, 2, 2], rows, *size, by)
+        assert torch.equal(ours, plain)
 
 
 def test_vectors_on_cuda_are_within_bf16_of_the_cpu() -> None:

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from pipeline.config import DecodeConfig, LimitsConfig
-from pipeline.device.nvdec.clip import ClipTools, decode_clip, nv12_bytes
+from pipeline.device.nvdec.clip import ClipTools, decode_clip
 from pipeline.device.nvdec.driver import DriverError, load_library
 from pipeline.device.nvdec.process import NvdecProcess
 from pipeline.device.nvdec.session import RefusedError
 from pipeline.device.nvdec.worker_process import NvdecUnavailableError
 from pipeline.media.colour import ColourSpace
+from pipeline.media.grid import frame_bytes
 from pipeline.media.location import open_binary
 from pipeline.media.safe_start import SafeStart
 from pipeline.media.video_pyav import IndexCache
@@ -75,7 +76,7 @@ def feed(
 def test_wanted_frames_are_fed_with_their_numbers_as_byte_streams(name, video):
     session, colours = feed(video(name), [0, 9, 9, 17])
     assert sorted(number for number, is_wanted in session.fed if is_wanted) == [0, 9, 17]
-    assert session.targets == {0: ADDRESS, 9: ADDRESS + nv12_bytes(96, 64), 17: ADDRESS + 2 * nv12_bytes(96, 64)}
+    assert session.targets == {0: ADDRESS, 9: ADDRESS + frame_bytes(64, 96), 17: ADDRESS + 2 * frame_bytes(64, 96)}
     assert all(data.startswith((b"\0\0\0\1", b"\0\0\1")) for data in session.data)
     assert colours == colours_of(video(name))
 

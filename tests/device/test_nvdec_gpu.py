@@ -13,11 +13,10 @@ import torch
 from pipeline import Config, embed
 from pipeline.config import DecodeConfig, LimitsConfig
 from pipeline.device.nvdec.process import NvdecProcess
-from pipeline.device.nvdec.rows import TorchRowMaker, make_row_maker, patch_rows
 from pipeline.device.nvdec.session import RefusedError
 from pipeline.device.nvdec.worker_process import EndedError
+from pipeline.device.row_queue import RowQueue
 from pipeline.device.transfer import make_transfer
-from pipeline.media.colour import ColourSpace, colour_tables
 from pipeline.media.container import ClipJob
 from pipeline.plan.schema import plan_table
 from pipeline.request.build import build_request, clip_job
@@ -107,7 +106,11 @@ def test_rows_are_those_of_the_cpu_decoder_whoever_served_the_clip(video):
     with make_sandbox(config, None) as sandbox:
         expected = unwrap_request(build_request(plan, sandbox))
     decode = DeviceDecode(
-        config, CUDA, NvdecProcess(CUDA, 2, config.decode, config.limits), make_transfer(CUDA, num_slots=2)
+        config,
+        CUDA,
+        NvdecProcess(CUDA, 2, config.decode, config.limits),
+        make_transfer(CUDA, num_slots=2),
+        RowQueue(CUDA),
     )
     found = decode(plan)
     decode.close()
@@ -134,15 +137,15 @@ def test_a_deferred_request_has_the_vectors_of_a_decoded_one(video):
 def test_a_clip_whose_rows_find_no_memory_is_decoded_on_the_cpu(video, monkeypatch):
     plan, config = make_plan(video("h264.mp4"), video("b_frames.mp4")), make_config()
     decoders = NvdecProcess(CUDA, 2, config.decode, config.limits)
-    decode = DeviceDecode(config, CUDA, decoders, make_transfer(CUDA, num_slots=2))
+    decode = DeviceDecode(config, CUDA, decoders, make_transfer(CUDA, num_slots=2), RowQueue(CUDA))
     expected = decode(plan)
     assert expected.meta.decoders == ("nvdec",) * 2
     to_rgb, num_calls = decode._rows._maker.to_rgb, iter(range(1000))
 
-    def scarce(frames, height, tables):
+    def scarce(frames):
         if next(num_calls) == 1:
             raise torch.OutOfMemoryError("as CUDA would")
-        return to_rgb(frames, height, tables)
+        return to_rgb(frames)
 
     monkeypatch.setattr(decode._rows._maker, "to_rgb", scarce)
     found = decode(plan)
@@ -212,14 +215,3 @@ def test_many_threads_share_the_decoders(video, decoders):
     for thread in threads:
         thread.join()
     assert all(np.array_equal(found[name], expected[name]) for name in DECODED)
-
-
-@pytest.mark.parametrize(("height", "width"), [(64, 96), (720, 1280), (1080, 1920), (144, 176)])
-def test_tritons_rows_are_plain_torchs(height, width):
-    frames = torch.randint(0, 256, (3, height * 3 // 2, width), dtype=torch.uint8).to(CUDA)
-    tables = colour_tables(ColourSpace(pixel_format="yuv420p", matrix=1, colour_range=1))
-    maker = make_row_maker(CUDA)
-    assert not isinstance(maker, TorchRowMaker)
-    for size in [(32, 64), (256, 448), (704, 1280)]:
-        ours, plain = (patch_rows(frames, [0, 1, 1, 2, 2], tables, *size, by) for by in (maker, TorchRowMaker()))
-        assert torch.equal(ours, plain)

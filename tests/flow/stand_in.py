@@ -8,6 +8,7 @@ from ray.data import ActorPoolStrategy
 from actors.encode import EncodeActor
 from actors.share import ShareDesk
 from pipeline.config import Config
+from pipeline.device.row_queue import RowQueue
 from pipeline.device.transfer import make_transfer
 from pipeline.flow.cluster import RayRunner
 from pipeline.stages.device_decode import DeviceDecode
@@ -19,11 +20,14 @@ ROOM = 2
 class StandInEncodeActor(EncodeActor):
     """An encode actor on the CPU, with decoders."""
 
-    def __init__(self, config: Config, model: str, attempts_uri: str | None, share: ShareDesk) -> None:
-        super().__init__(config, model, attempts_uri, share)
+    def __init__(
+        self, config: Config, model: str, attempts_uri: str | None, share: ShareDesk, *, takes_planes: bool
+    ) -> None:
+        super().__init__(config, model, attempts_uri, share, takes_planes=takes_planes)
         cpu = torch.device("cpu")
         decoders = CpuDecoders(refused=["1.mp4"])
-        self._stage._device_decode = DeviceDecode(config, cpu, decoders, make_transfer(cpu, num_slots=1), attempts_uri)
+        transfer = make_transfer(cpu, num_slots=1)
+        self._stage._device_decode = DeviceDecode(config, cpu, decoders, transfer, RowQueue(cpu), attempts_uri)
 
 
 class EarlyDesk(ShareDesk):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.device.nvdec.rows import TorchRowMaker
+from pipeline.device.row_queue import RowQueue
+from pipeline.device.rows import Frames, TorchRowMaker
 from pipeline.device.transfer import Arrived, HostTransfer, make_transfer
 from pipeline.errors import ErrorCode, RequestError
 from pipeline.media.attempts import Attempts
@@ -46,7 +47,8 @@ def make() -> Iterator[Callable[[CpuDecoders], DeviceDecode]]:
     made: list[DeviceDecode] = []
 
     def build(decoders: CpuDecoders, attempts_uri: str | None = None) -> DeviceDecode:
-        made.append(DeviceDecode(make_config(), CPU, decoders, make_transfer(CPU, num_slots=1), attempts_uri))
+        transfer = make_transfer(CPU, num_slots=1)
+        made.append(DeviceDecode(make_config(), CPU, decoders, transfer, RowQueue(CPU), attempts_uri))
         return made[-1]
 
     yield build
@@ -176,11 +178,11 @@ class ScarceMaker(TorchRowMaker):
     def __init__(self) -> None:
         self.num_calls = 0
 
-    def to_rgb(self, frames: torch.Tensor, height: int, tables: torch.Tensor) -> torch.Tensor:
+    def to_rgb(self, frames: Frames) -> torch.Tensor:
         self.num_calls += 1
         if self.num_calls == 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return super().to_rgb(frames, height, tables)
+        return super().to_rgb(frames)
 
 
 def test_a_clip_whose_rows_find_no_device_memory_is_decoded_on_the_cpu(videos, on_cpu, make):

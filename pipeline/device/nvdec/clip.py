@@ -19,15 +19,11 @@ from pipeline.device.nvdec.stretches import FedPacket, read_stretches
 from pipeline.media.colour import PLANAR_FORMATS, ColourSpace
 from pipeline.media.container import ClipJob, MediaType, identify, open_video
 from pipeline.media.doubt import MissedError
+from pipeline.media.grid import frame_bytes
 from pipeline.media.index import PacketIndex, codec_name
 from pipeline.media.orientation import Orientation, orientation_of
 from pipeline.media.reading import PROGRESSIVE, VideoSource, decode_packet
 from pipeline.media.video_pyav import IndexCache
-
-
-def nv12_bytes(width: int, height: int) -> int:
-    """Bytes of one 4:2:0 frame: luma, then half as many of chroma."""
-    return width * height * 3 // 2
 
 
 def distinct_frames(job: ClipJob) -> tuple[int, ...]:
@@ -58,7 +54,8 @@ def decode_clip(
     index = tools.cache.get(source, wanted[0], wanted[-1], job.origin)
     if not index.is_ordered or wanted[-1] >= index.num_frames:
         raise RefusedError("frames cannot be found by their times")
-    targets = {number: address + place * nv12_bytes(*size) for place, number in enumerate(wanted)}
+    num_bytes = frame_bytes(*size)
+    targets = {number: address + place * num_bytes for place, number in enumerate(wanted)}
     file.seek(0)
     with open_video(file, job.uri, file_format, tools.limits) as (container, stream):
         codec = _checked_codec(stream, size)

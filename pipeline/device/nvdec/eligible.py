@@ -4,8 +4,8 @@ What only the file tells (interlacing, 10 bits, a display matrix) refuses a clip
 the encode actor's machine; so the rule here leaves out what is known to be refused. No torch, for decode workers.
 """
 
-from pipeline.device.nvdec.clip import nv12_bytes
 from pipeline.media.container import MediaType
+from pipeline.media.grid import frame_bytes
 from pipeline.media.inside import container_of, inside_of
 from pipeline.media.location import local_path
 from pipeline.plan.schema import Clip, RequestPlan
@@ -30,7 +30,7 @@ def _may_decode(clip: Clip) -> bool:
         has_even_sides
         and has_fitting_sides
         and clip.width * clip.height <= MOST_PIXELS
-        and len(set(clip.frame_indices)) * nv12_bytes(clip.width, clip.height) <= MOST_BYTES
+        and len(set(clip.frame_indices)) * frame_bytes(clip.height, clip.width) <= MOST_BYTES
         and all(_is_local(item) for item in clip.sources)
     )
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from pipeline.config import DecodeConfig, LimitsConfig
-from pipeline.device.nvdec.clip import distinct_frames, nv12_bytes
+from pipeline.device.nvdec.clip import distinct_frames
 from pipeline.device.nvdec.driver import Driver, DriverError
 from pipeline.device.nvdec.eligible import MOST_BYTES
 from pipeline.device.nvdec.reply import colours_or_refusal
@@ -25,6 +25,7 @@ from pipeline.device.nvdec.session import RefusedError
 from pipeline.device.nvdec.worker_process import NvdecUnavailableError, WorkerProcess
 from pipeline.media.colour import ColourSpace
 from pipeline.media.container import ClipJob
+from pipeline.media.grid import frame_bytes
 from pipeline.media.sandbox import job_seconds
 
 _LEAST_BYTES = 64 << 20
@@ -132,7 +133,7 @@ class NvdecProcess:
         """
         width, height = size
         num_frames = len(distinct_frames(job))
-        num_bytes = num_frames * nv12_bytes(width, height)
+        num_bytes = num_frames * frame_bytes(height, width)
         if num_bytes > MOST_BYTES:
             raise RefusedError(f"{num_bytes} bytes of planes, at most {MOST_BYTES}")
         allowed_seconds = self._decode.timeout_seconds + self._decode.timeout_per_video_second * job_seconds(job)

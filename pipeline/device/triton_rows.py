@@ -1,6 +1,6 @@
 # mypy: ignore-errors
 # Triton comes with torch's CUDA wheels alone, so its types are not there to be checked on a CPU.
-"""The steps from NV12 frames to resized planes as Triton kernels: each byte read from memory once, or out of a cache.
+"""The steps from 4:2:0 frames to resized planes as Triton kernels: each byte read from memory once, or out of a cache.
 
 Import this on a machine with CUDA only; `rows.py` does, and says in plain torch what the kernels compute. Sizes are
 run-time numbers: a kernel is compiled once for a number of taps, never for a size.
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pipeline.device.nvdec.rows import device_taps
+from pipeline.device.rows import Frames, device_taps
 
 _BLOCK = 1024
 _LAUNCH = {"num_warps": 4}
@@ -23,17 +23,23 @@ def _clip_byte(values):
 
 
 @triton.jit(do_not_specialize=["num_pixels", "width"])
-def _to_rgb(frames, tables, planes, num_pixels, width, BLOCK: tl.constexpr):
+def _to_rgb(frames, tables, planes, num_pixels, width, TAKES_TURNS: tl.constexpr, BLOCK: tl.constexpr):
     frame = tl.program_id(1).to(tl.int64)
     pixels = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = pixels < num_pixels
     rows = pixels // width
     columns = pixels - rows * width
     start = frames + frame * (num_pixels + num_pixels // 2)
-    chroma = start + num_pixels + (rows // 2) * width + columns // 2 * 2
     y = tl.load(start + pixels, mask=inside, other=0).to(tl.int32)
-    u = tl.load(chroma, mask=inside, other=0).to(tl.int32)
-    v = tl.load(chroma + 1, mask=inside, other=0).to(tl.int32)
+    place = (rows // 2) * (width // 2) + columns // 2
+    if TAKES_TURNS:
+        chroma = start + num_pixels + place * 2
+        u = tl.load(chroma, mask=inside, other=0).to(tl.int32)
+        v = tl.load(chroma + 1, mask=inside, other=0).to(tl.int32)
+    else:
+        chroma = start + num_pixels + place
+        u = tl.load(chroma, mask=inside, other=0).to(tl.int32)
+        v = tl.load(chroma + num_pixels // 4, mask=inside, other=0).to(tl.int32)
     base = tl.load(tables + y).to(tl.int32)
     red = base + tl.load(tables + 256 + v)
     green = base + tl.load(tables + 512 + u) + tl.load(tables + 768 + v)
@@ -74,18 +80,32 @@ class TritonRowMaker:
     """
 
     def __init__(self, device: torch.device) -> None:
-        frames = torch.zeros((1, 48, 32), dtype=torch.uint8, device=device)
-        tables = torch.zeros((5, 256), dtype=torch.int16, device=device)
-        self.resize_rows(self.resize_columns(self.to_rgb(frames, 32, tables), 16), 16)
+        for takes_turns in (False, True):
+            frames = Frames(
+                planes=torch.zeros((1, 1536), dtype=torch.uint8, device=device),
+                height=32,
+                width=32,
+                tables=torch.zeros((5, 256), dtype=torch.int16, device=device),
+                takes_turns=takes_turns,
+            )
+            self.resize_rows(self.resize_columns(self.to_rgb(frames), 16), 16)
 
-    def to_rgb(self, frames: Tensor, height: int, tables: Tensor) -> Tensor:
+    def to_rgb(self, frames: Frames) -> Tensor:
         """One kernel."""
-        num_frames, _, width = frames.shape
-        planes = torch.empty((num_frames, 3, height, width), dtype=torch.uint8, device=frames.device)
-        num_pixels = height * width
-        with torch.cuda.device(frames.device):
-            grid = (triton.cdiv(num_pixels, _BLOCK), num_frames)
-            _to_rgb[grid](frames, tables, planes, num_pixels, width, BLOCK=_BLOCK, **_LAUNCH)
+        num_frames, device = frames.planes.shape[0], frames.planes.device
+        planes = torch.empty((num_frames, 3, frames.height, frames.width), dtype=torch.uint8, device=device)
+        num_pixels = frames.height * frames.width
+        with torch.cuda.device(device):
+            _to_rgb[(triton.cdiv(num_pixels, _BLOCK), num_frames)](
+                frames.planes,
+                frames.tables,
+                planes,
+                num_pixels,
+                frames.width,
+                TAKES_TURNS=frames.takes_turns,
+                BLOCK=_BLOCK,
+                **_LAUNCH,
+            )
         return planes
 
     def resize_columns(self, planes: Tensor, size: int) -> Tensor:
