@@ -6,7 +6,8 @@ Every way samples the official frames (two a second) of the whole video at the o
 this process. CPU seconds count, not the clock, and the least of several turns, because other processes on a machine
 only ever add time; `spread` is how far the median lies above it. The peers (decode_peers.py) do what their users run;
 `pip install '.[peers]'` brings those that Patchwire itself does without, and what is not installed is left out by name.
-`decode alone` is every frame decoded and nothing done with it: the floor that skipping frames can pass.
+`decode alone` is every frame decoded and nothing done with it: the floor that skipping frames can pass. `patchwire,
+planes` is what a clip costs the CPU where the encoder runs on a GPU, and the clip travels as planes.
 
 `--parts` says instead where Patchwire's own time goes, as far as a request in the object store of a Ray started for it
 (this process's time: the copy is made here, the store's daemon only hands out room), with nanoseconds a pixel: what
@@ -31,7 +32,7 @@ from benchmarks.rows import RowsBuffer
 from pipeline.config import Config, DecodeConfig
 from pipeline.flow.cluster import RayRunner
 from pipeline.media.container import ClipJob
-from pipeline.media.frames import open_frames
+from pipeline.media.frames import open_frames, open_pictures
 from pipeline.media.location import open_binary
 from pipeline.media.video_pyav import IndexCache
 from pipeline.plan.schema import Clip
@@ -67,6 +68,18 @@ def patchwire(clip: Clip, backend: str, config: Config) -> Callable[[], object]:
     return run
 
 
+def patchwire_planes(clip: Clip, config: Config) -> Callable[[], object]:
+    """What the decoder process does for a clip that travels as planes."""
+    job = clip_job(clip, clip.sources[0])
+    rows = RowsBuffer([clip])
+
+    def run() -> None:
+        with open_binary(job.uri) as file:
+            rows.fill_planes(clip, open_pictures(job, file, DecodeConfig(video="pyav"), config.limits, IndexCache()))
+
+    return run
+
+
 def decode_alone(clip: Clip) -> Callable[[], object]:
     """The decoder's own work."""
     return lambda: sum(1 for _ in decoded(clip))
@@ -91,26 +104,34 @@ def main() -> None:
 def print_parts(arguments: argparse.Namespace, config: Config) -> None:
     """Take every medium apart: milliseconds a part, and nanoseconds a pixel of what the part goes over."""
     with RayRunner(config):
-        results = [parts_of(plan_clips([path], config)[0], config, arguments.repeats) for path in arguments.videos]
+        clips = [plan_clips([path], config)[0] for path in arguments.videos]
+        results = [
+            parts_of(clip, config, arguments.repeats, as_planes=as_planes)
+            for clip in clips
+            for as_planes in (False, True)[: 1 if clip.plane_size is None else 2]
+        ]
     print_table(
         [
             "medium",
             "codec",
             "size",
+            "as",
             *(f"{part}, ms" for part in PARTS),
             "not decoding",
             "ns a read pixel",
             "sampled",
             "row",
+            "plane",
         ],
         [
             [
                 result["medium"],
                 result["codec"],
                 result["size"],
+                result["as"],
                 *(f"{1e3 * result['seconds'][part]:.1f}" for part in PARTS),
                 f"{result['not_decoding']:.0%}",
-                *(f"{result[name]:.2f}" for name in ("ns_per_read_pixel", "ns_per_sampled_pixel", "ns_per_row_pixel")),
+                *(f"{result[f'ns_per_{name}_pixel']:.2f}" for name in ("read", "sampled", "row", "plane")),
             ]
             for result in results
         ],
@@ -118,20 +139,22 @@ def print_parts(arguments: argparse.Namespace, config: Config) -> None:
     print_record("decode-parts", vars(arguments), results)
 
 
-def parts_of(clip: Clip, config: Config, repeats: int) -> dict[str, Any]:
+def parts_of(clip: Clip, config: Config, repeats: int, *, as_planes: bool) -> dict[str, Any]:
     """One medium's parts; a pixel is read with every frame of the span, sampled with each that is wanted."""
-    seconds = seconds_by_part(clip, config, repeats, ray.put)
+    seconds = seconds_by_part(clip, config, repeats, ray.put, as_planes=as_planes)
     work = ClipWork.of(clip)
     decoding = seconds["container"] + seconds["decode"]
     return {
         "medium": Path(clip.source_uris[0]).name,
         "codec": clip.codec,
         "size": f"{clip.width}x{clip.height} to {clip.resized_width}x{clip.resized_height}",
+        "as": "planes" if as_planes else "rows",
         "seconds": seconds,
         "not_decoding": 1 - decoding / sum(seconds.values()),
         "ns_per_read_pixel": 1e9 * decoding / work.read_pixels,
         "ns_per_sampled_pixel": 1e9 * (seconds["colour"] + seconds["resize"]) / work.sampled_pixels,
         "ns_per_row_pixel": 1e9 * seconds["patch rows"] / work.row_pixels,
+        "ns_per_plane_pixel": 1e9 * seconds["planes"] / work.sampled_pixels,
     }
 
 
@@ -142,6 +165,7 @@ def print_ways(arguments: argparse.Namespace, config: Config) -> None:
         (clip,) = plan_clips([video], config)
         ways = {
             "patchwire, pyav": patchwire(clip, "pyav", config),
+            **({} if clip.plane_size is None else {"patchwire, planes": patchwire_planes(clip, config)}),
             "patchwire, decord": patchwire(clip, "decord", config),
             **peer_ways(clip),
             "decode alone": decode_alone(clip),

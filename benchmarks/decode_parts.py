@@ -1,8 +1,8 @@
 """Where the CPU time of a clip goes: each part is what a longer chain of the same calls costs more than a shorter one.
 
-Taking the chain apart from outside keeps timers out of the pipeline; the price is that a part is a difference of two
-measurements, so that parts of a few percent carry the noise of the whole. What follows on the rows, wrapping them as a
-request and putting that into a store, is called and timed by itself.
+A chain ends in patch rows, or in planes. Taking it apart from outside keeps timers out of the pipeline; the price is
+that a part is a difference of two measurements, so that parts of a few percent carry the noise of the whole. What
+follows, wrapping what was written as a request and putting that into a store, is called and timed by itself.
 """
 
 import time
@@ -23,12 +23,13 @@ from pipeline.media.image import read_image
 from pipeline.media.location import open_binary
 from pipeline.media.reading import Reading, VideoSource
 from pipeline.media.resize import resize_to_planes
-from pipeline.media.video_pyav import IndexCache, _Attempt, _convert
+from pipeline.media.video_pyav import IndexCache, _Attempt, displayed_frames
 from pipeline.plan.schema import Clip
 from pipeline.request.build import clip_job
 
 _CHAINS = ("container", "decode", "colour", "resize", "patch rows")
-PARTS = (*_CHAINS, "arrow", "store")
+_PLANE_CHAINS = ("container", "decode", "planes")
+PARTS = (*_CHAINS, "planes", "arrow", "store")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +74,10 @@ class Chain:
             for _ in frames:
                 pass
             return
-        self._finish(_convert(frames))
+        if self.last_part == "planes":
+            self.rows.fill_planes(self.clip, frames)
+            return
+        self._finish(displayed_frames(frames))
 
     def _finish(self, frames: Iterator[NDArray[np.uint8]]) -> None:
         height, width = self.clip.resized_height, self.clip.resized_width
@@ -85,8 +89,10 @@ class Chain:
                 resize_to_planes(frame, height, width)
 
 
-def seconds_by_part(clip: Clip, config: Config, repeats: int, put: Callable[[pa.Table], object]) -> dict[str, float]:
-    """CPU seconds of each of PARTS of a clip.
+def seconds_by_part(
+    clip: Clip, config: Config, repeats: int, put: Callable[[pa.Table], object], *, as_planes: bool = False
+) -> dict[str, float]:
+    """CPU seconds of each of PARTS of a clip, 0 for those that it does without.
 
     The chains take turns and the least of each counts: other processes on the machine only ever add time.
 
@@ -95,15 +101,19 @@ def seconds_by_part(clip: Clip, config: Config, repeats: int, put: Callable[[pa.
         config: limits and how images are converted.
         repeats: turns.
         put: copies a request to where the next stage takes it from, and lets go of it.
+        as_planes: the clip, which has a `plane_size`, is written as planes.
     """
     rows = RowsBuffer([clip])
-    chains = [Chain(clip=clip, config=config, last_part=part, rows=rows) for part in _CHAINS]
-    calls = [*chains, partial(rows.wrap, clip), lambda: put(rows.wrap(clip))]
+    names = _PLANE_CHAINS if as_planes else _CHAINS
+    chains = [Chain(clip=clip, config=config, last_part=part, rows=rows) for part in names]
+    wrap_it = partial(rows.wrap, clip, is_planar=as_planes)
+    calls = [*chains, wrap_it, lambda: put(wrap_it())]
     least = np.min([[_cpu_seconds(call) for call in calls] for _ in range(1 + repeats)][1:], axis=0)
     wrap, wrap_and_put = least[len(chains) :]
     of_chains = np.diff(np.maximum.accumulate(least[: len(chains)]), prepend=0.0)
-    seconds = [*of_chains.tolist(), float(wrap), max(0.0, float(wrap_and_put - wrap))]
-    return dict(zip(PARTS, seconds, strict=True))
+    found = dict(zip(names, of_chains.tolist(), strict=True))
+    found |= {"arrow": float(wrap), "store": max(0.0, float(wrap_and_put - wrap))}
+    return {part: found.get(part, 0.0) for part in PARTS}
 
 
 def _cpu_seconds(call: Callable[[], object]) -> float:

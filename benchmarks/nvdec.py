@@ -64,16 +64,16 @@ class Recorder(QuietDisplay):
         return (total - start[1]) / seconds if seconds else 0.0
 
 
-def run_once(paths: Sequence[str], gpu: str, config: Config, out: str, runner: RunnerName) -> dict[str, Any]:
-    """One run, and who decoded its videos."""
-    ours = override_config(config, [f"decode.gpu={gpu}"])
+def run_once(paths: Sequence[str], setting: str, config: Config, out: str, runner: RunnerName) -> dict[str, Any]:
+    """One run with a setting of its own, and who decoded its videos."""
+    ours = override_config(config, [setting])
     recorder = Recorder()
     summary = embed(paths, out, config=ours, runner=runner, display=recorder)
     table = ds.dataset(Path(out) / "embeddings", format="parquet").to_table(["source_uri", "decoder"])
     assert summary.num_errors == 0, "videos were lost"
     rate = recorder.steady_rate()
     return {
-        "decode.gpu": gpu,
+        "setting": setting,
         "seconds": summary.elapsed_seconds,
         "video_seconds": summary.video_seconds,
         "video_seconds_a_second": rate,
@@ -224,14 +224,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         paths = copies_of(arguments.videos, arguments.copies, Path(folder))
         with make_runner(arguments.runner, config):
-            runs = [run_once(paths, gpu, config, f"{folder}/{gpu}", arguments.runner) for gpu in ("never", "auto")]
+            runs = [
+                run_once(paths, f"decode.gpu={gpu}", config, f"{folder}/{gpu}", arguments.runner)
+                for gpu in ("never", "auto")
+            ]
         results["vectors"] = vector_difference(f"{folder}/never", f"{folder}/auto")
     print_values("vectors", results["vectors"])
     print_table(
-        ["decode.gpu", "videos", "seconds", "video-hours a day", "times", "decoded by"],
+        ["setting", "videos", "seconds", "video-hours a day", "times", "decoded by"],
         [
             [
-                run["decode.gpu"],
+                run["setting"],
                 len(paths),
                 f"{run['seconds']:.1f}",
                 f"{run['video_hours_a_day']:.0f}",

@@ -1,12 +1,15 @@
-"""Where benchmarks put patch rows: as the decoder process does, into shared pages that were used before."""
+"""Where benchmarks put patch rows or planes: as the decoder process does, into shared pages that were used before."""
 
 from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
+from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
+from pipeline.media.grid import TABLE_BYTES, frame_bytes
 from pipeline.media.patchify import fill_patches
+from pipeline.media.planes import PlaneWriter
 from pipeline.media.shared_buffer import SharedBuffer, file_patches
 from pipeline.plan.schema import Clip
 from pipeline.request.layout import RequestLayout
@@ -17,7 +20,9 @@ class RowsBuffer:
     """Shared memory for a request of any one clip up to the largest of some; its pages are there before it is used."""
 
     def __init__(self, clips: Iterable[Clip]) -> None:
-        self._buffer = SharedBuffer(max(_layout(clip).num_bytes for clip in clips))
+        layouts = [_layout(clip, is_planar=is_planar) for clip in clips for is_planar in (False, True)]
+        self._buffer = SharedBuffer(max(layout.num_bytes for layout in layouts))
+        self._writer = PlaneWriter()
         np.frombuffer(self._buffer.memory, np.uint8)[:] = 0
 
     def fill(self, clip: Clip, frames: Iterable[NDArray[np.uint8]]) -> None:
@@ -27,14 +32,24 @@ class RowsBuffer:
         patches = file_patches(self._buffer.handle, layout.rows_start, t, (h * w, layout.row_bytes))
         fill_patches(frames, patches, clip.media_type, clip.resized_height, clip.resized_width)
 
+    def fill_planes(self, clip: Clip, pictures: Iterable[VideoFrame]) -> None:
+        """Write decoded frames as a clip's planes; the clip has a `plane_size`."""
+        height, width = clip.height, clip.width
+        start, table = _layout(clip, is_planar=True).rows_start, np.empty((1, TABLE_BYTES), np.uint8)
+        shape = 1, frame_bytes(height, width)
+        slots = file_patches(self._buffer.handle, start + TABLE_BYTES, 2 * clip.grid_thw[0], shape)
+        self._writer.write(pictures, height, width, table[0], slots)
+        for scratch in file_patches(self._buffer.handle, start, 1, table.shape):
+            scratch[:] = table
+
     def content(self, clip: Clip) -> bytes:
         """A copy of the rows of the clip that was filled in last."""
         layout = _layout(clip)
         return bytes(self._buffer.memory[layout.rows_start : layout.num_bytes])
 
-    def wrap(self, clip: Clip) -> pa.Table:
+    def wrap(self, clip: Clip, *, is_planar: bool = False) -> pa.Table:
         """What was written as a request in REQUEST_SCHEMA, header included; valid until it is filled again."""
-        layout, memory = _layout(clip), self._buffer.memory
+        layout, memory = _layout(clip, is_planar=is_planar), self._buffer.memory
         meta = RequestMeta(
             request_id="benchmark",
             media_type=clip.media_type,
@@ -42,10 +57,12 @@ class RowsBuffer:
             decoders=("pyav",),
             failures=(),
             decode_seconds=0.0,
+            planar=(True,) if is_planar else None,
         )
         memory[: layout.rows_start] = layout.header().tobytes()
         return wrap_request(meta, memory[: layout.num_bytes])
 
 
-def _layout(clip: Clip) -> RequestLayout:
-    return RequestLayout.of(clip.media_type, [clip.grid_thw])
+def _layout(clip: Clip, *, is_planar: bool = False) -> RequestLayout:
+    size = clip.plane_size if is_planar else None
+    return RequestLayout.of(clip.media_type, [clip.grid_thw], [size])

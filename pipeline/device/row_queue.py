@@ -67,10 +67,13 @@ class RowQueue:
     def of_request(self, arrived: Arrived, layout: RequestLayout) -> tuple[Tensor, torch.cuda.Event | None]:
         """Patch rows of all clips of a request, whatever form each came in.
 
-        Returns: uint8 (P, row bytes), and what completes when they are there (None: on the CPU, where they are).
+        Returns: uint8 (P, row bytes), and what completes when they are there (None: they are). Where all clips came as
+            rows they are a view of what arrived.
         Raises: torch.OutOfMemoryError.
-        Cost: no copy from the host once a size is known, no sync.
+        Cost: of planes some kernels a clip, no copy from the host once a size is known, no sync.
         """
+        if not layout.plane_sizes:
+            return arrived.buffer[layout.rows_start :].view(layout.num_patches, layout.row_bytes), arrived.ready
 
         def work(maker: RowMaker) -> Tensor:
             if arrived.ready is not None:

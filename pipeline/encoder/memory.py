@@ -11,6 +11,8 @@ from pipeline.config import Arithmetic, OutputConfig
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8": 2}  # of a value; float8 is of the products only
 _SHARE_OF_FREE = 0.4  # two requests may be under way, and another's bytes arriving
 _MOST_PATCHES = 65_536  # beyond that a pass is no faster
+_PLANES_AND_ROWS = 1.5 + 2  # bytes of rows: planes at most, resized frames of the largest clip, rows
+_MAKING_BYTES = 3 * (100 << 20)  # frames that rows are being made of: RGB, and resized one way and the other
 
 
 def bytes_per_patch(spec: VisionSpec, arithmetic: Arithmetic, *, row_bytes: int | None = None) -> int:
@@ -45,6 +47,7 @@ def request_bytes(
     *,
     row_bytes: int,
     max_patches: int | None = None,
+    as_planes: bool = False,
 ) -> int:
     """Device bytes of a whole request at its peak, beside the weights: its rows, a pass, and the vectors that leave it.
 
@@ -55,12 +58,14 @@ def request_bytes(
         output: at level `token` the vectors are what takes the memory; pooled ones count as nothing.
         row_bytes: of the request's media.
         max_patches: of one pass; None: as many as a large device takes.
+        as_planes: it may come as planes, which are there beside what is made of them.
     """
+    making = int(num_patches * row_bytes * _PLANES_AND_ROWS) + _MAKING_BYTES if as_planes else 0
     in_pass = min(num_patches, max_patches or _MOST_PATCHES)
     waiting = (num_patches - in_pass) * row_bytes
     passing = peak_bytes(spec, in_pass, arithmetic, row_bytes=row_bytes)
     if output.level != "token":
-        return waiting + passing
+        return max(making, waiting + passing)
     num_kinds = 1 + (len(spec.deepstack_visual_indexes) if output.deepstack else 0)
     token_bytes = spec.out_hidden_size * _BYTES[arithmetic]
     vector_bytes = spec.out_hidden_size * _BYTES[output.dtype]
@@ -69,7 +74,8 @@ def request_bytes(
     # Deepstack tokens wait for the blocks behind them; at the end all kinds are finished, and then copied to the whole.
     passing += num_tokens * (num_kinds - 1) * token_bytes
     finishing = in_pass * row_bytes + num_tokens * (num_kinds * (token_bytes + vector_bytes) + in_float32)
-    return waiting + max(passing, finishing) + num_patches // spec.merged_patches * num_kinds * vector_bytes
+    vectors = num_patches // spec.merged_patches * num_kinds * vector_bytes
+    return max(making, waiting + max(passing, finishing) + vectors)
 
 
 def affordable_patches(spec: VisionSpec, arithmetic: Arithmetic, free_bytes: int | None) -> int:

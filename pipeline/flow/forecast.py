@@ -44,6 +44,7 @@ def machine(config: Config, num_cores: int | None = None, num_gpus: int | None =
         num_gpus=found_gpus if num_gpus is None else num_gpus,
         decode_workers=config.ray.decode_workers,
         gpus_decode=config.decode.gpu == "auto",
+        gpus_make_rows=config.decode.planes == "auto",
         shard_sources=config.sources.shard_sources,
     )
 
@@ -60,6 +61,7 @@ def device_memory_bytes(found: PlanSummary, vision: VisionSpec, config: Config) 
                 config.output,
                 row_bytes=row_bytes(MediaType(shape.media_type)),
                 max_patches=config.encode.max_patches,
+                as_planes=config.decode.planes == "auto" and shape.media_type == MediaType.VIDEO,
             )
             for shape in found.shapes
         ),
@@ -77,11 +79,12 @@ def measured_rates(work: Work, progress: Progress, vision: VisionSpec, config: C
         config: the run's settings; without a GPU, `encode.threads` cores share an encoder's time.
     """
     found: dict[str, float] = {}
-    expected = decode_core_seconds(work, Rates.default(vision.head_dim, vision.hidden_size))
+    on_gpu = progress.device_copies > 0
+    with_planes = on_gpu and config.decode.planes == "auto"
+    expected = decode_core_seconds(work, Rates.default(vision.head_dim, vision.hidden_size), with_planes=with_planes)
     if expected and progress.decode_seconds and config.decode.gpu == "never":  # else a GPU has done some of it
         found[DECODE_PACE] = progress.decode_seconds / expected
     if work.flops and progress.encode_seconds:
-        on_gpu = progress.device_copies > 0
         cores = 1 if on_gpu else config.encode.threads or os.cpu_count() or 1
         found[GPU_FLOPS if on_gpu else CORE_FLOPS] = work.flops / progress.encode_seconds / cores
     return found

@@ -1,7 +1,7 @@
 """How long a plan will take on a cluster, what limits it, and what would help: a model of four lines.
 
     headers   sources * seconds each + bytes hashed                         over the decode workers
-    decode    clips and pixels * the codec's rates                         over the decode workers
+    decode    clips and pixels * the codec's rates, less where a GPU makes rows of planes   over the decode workers
     encode    requests * seconds a request + operations / rate             over the GPUs, or all cores together
     driver    requests * what Ray Data's executor spends on one            one process
 
@@ -26,7 +26,8 @@ START, HEADERS, DECODE, ENCODE, DRIVER = "start-up", "headers", "decode", "encod
 class Cluster:
     """What a run may use. `decode_workers` None: a worker a core, less one for the rest, as a run has them.
 
-    `gpus_decode`: the GPUs' own decoders work, too. `shard_sources`: how many sources' headers are read before decoding
+    `gpus_decode`: the GPUs' own decoders work, too. `gpus_make_rows`: of planes, where clips may travel so.
+    `shard_sources`: how many sources' headers are read before decoding
     begins; None for all.
     """
 
@@ -34,6 +35,7 @@ class Cluster:
     num_gpus: int
     decode_workers: int | None = None
     gpus_decode: bool = False
+    gpus_make_rows: bool = False
     shard_sources: int | None = None
 
     @property
@@ -85,9 +87,10 @@ def predict(work: Work, cluster: Cluster, rates: Rates) -> Prediction:
     return replace(found, help_cores=cores or None, help_gpus=gpus or None, helped_seconds=helped)
 
 
-def decode_core_seconds(work: Work, rates: Rates) -> float:
-    """CPU seconds that decoding takes, from files to patch rows."""
-    return rates.decode_pace * sum(_clip_seconds(part, rates.decode_rate(codec)) for codec, part in work.by_codec)
+def decode_core_seconds(work: Work, rates: Rates, *, with_planes: bool = False) -> float:
+    """CPU seconds that decoding takes, from files to patch rows, or to planes of which a GPU makes the rows."""
+    seconds = (_clip_seconds(part, rates.decode_rate(codec), with_planes) for codec, part in work.by_codec)
+    return rates.decode_pace * sum(seconds)
 
 
 def _headers(work: Work, cluster: Cluster, rates: Rates) -> tuple[float, float]:
@@ -101,12 +104,18 @@ def _headers(work: Work, cluster: Cluster, rates: Rates) -> tuple[float, float]:
     return first * seconds, (1 - first) * seconds
 
 
-def _clip_seconds(work: ClipWork, rate: DecodeRate) -> float:
+def _clip_seconds(work: ClipWork, rate: DecodeRate, with_planes: bool) -> float:
+    plane_pixels, plane_row_pixels = (work.plane_pixels, work.plane_row_pixels) if with_planes else (0, 0)
     return rate.seconds_per_clip * work.num_clips + 1e-9 * (
         rate.ns_per_read_pixel * work.read_pixels
-        + rate.ns_per_sampled_pixel * work.sampled_pixels
-        + rate.ns_per_row_pixel * work.row_pixels
+        + rate.ns_per_sampled_pixel * (work.sampled_pixels - plane_pixels)
+        + rate.ns_per_row_pixel * (work.row_pixels - plane_row_pixels)
+        + rate.ns_per_plane_pixel * plane_pixels
     )
+
+
+def _decode_core_seconds(work: Work, cluster: Cluster, rates: Rates) -> float:
+    return decode_core_seconds(work, rates, with_planes=cluster.gpus_make_rows and cluster.num_gpus > 0)
 
 
 def _gpus_as_cores(work: Work, cluster: Cluster, rates: Rates) -> tuple[float, float]:
@@ -117,7 +126,7 @@ def _gpus_as_cores(work: Work, cluster: Cluster, rates: Rates) -> tuple[float, f
     pixels = sum(part.read_pixels for _, part in parts)
     if not pixels:
         return 0.0, 0.0
-    seconds = decode_core_seconds(replace(work, by_codec=parts), rates)
+    seconds = _decode_core_seconds(replace(work, by_codec=parts), cluster, rates)
     return cluster.num_gpus * rates.gpu_read_pixels_per_second * seconds / pixels, seconds
 
 
@@ -129,7 +138,7 @@ def _predict(work: Work, cluster: Cluster, rates: Rates) -> Prediction:
     decoders, cores = cluster.num_decoders, cluster.num_cores
     driver = rates.driver_seconds_per_request * work.num_requests
     headers, headers_beside = _headers(work, cluster, rates)
-    decode = decode_core_seconds(work, rates) + headers_beside
+    decode = _decode_core_seconds(work, cluster, rates) + headers_beside
     more_decoders, shared_decode = _gpus_as_cores(work, cluster, rates)
     if cluster.num_gpus:
         encode = _encode_seconds(work, rates.gpu) / cluster.num_gpus
@@ -164,7 +173,7 @@ def _help(found: Prediction, work: Work, cluster: Cluster, rates: Rates) -> tupl
     if found.bottleneck in (DECODE, HEADERS):
         encode = found.encoder_start_seconds + found.encode_seconds if cluster.num_gpus else 0.0
         next_seconds = max(encode, found.driver_seconds, 1e-9)
-        decode = decode_core_seconds(work, rates) + _headers(work, cluster, rates)[1]
+        decode = _decode_core_seconds(work, cluster, rates) + _headers(work, cluster, rates)[1]
         more_decoders, for_gpus = _gpus_as_cores(work, cluster, rates)
         least = max(decode - for_gpus, decode - more_decoders * next_seconds)
         return max(1, min(math.ceil(least / next_seconds) + 1 - cluster.num_cores, cluster.num_cores)), 0

@@ -11,6 +11,7 @@ from pipeline.digest import digest_values
 from pipeline.errors import ErrorCode, MediaError, Stage
 from pipeline.media.byte_range import ByteRange
 from pipeline.media.container import MediaType
+from pipeline.media.grid import planes_bytes, row_bytes
 from pipeline.media.safe_start import SafeStart
 from pipeline.sources.items import SourceItem
 
@@ -58,6 +59,7 @@ PLAN_SCHEMA = pa.schema(
 )
 
 PACKED_ROW = "plan_row"
+_MOST_TIMES_ROWS = 1.5  # half a minute of 720p is 1.15: a request takes as much more, and a third of its work less
 
 
 def flat_values(record: "DataclassInstance") -> dict[str, Any]:
@@ -128,6 +130,15 @@ class Clip:
         """T * h * w."""
         t, h, w = self.grid_thw
         return t * h * w
+
+    @property
+    def plane_size(self) -> tuple[int, int] | None:
+        """Height and width of its frames, where it may travel as planes that are not much larger than its rows."""
+        t, h, w = self.grid_thw
+        if self.media_type is not MediaType.VIDEO or self.height % 2 or self.width % 2:
+            return None
+        most_bytes = _MOST_TIMES_ROWS * t * h * w * row_bytes(self.media_type)
+        return (self.height, self.width) if planes_bytes(t, self.height, self.width) <= most_bytes else None
 
     @property
     def video_seconds(self) -> float:

@@ -27,13 +27,16 @@ class ClipWork:
 
     `read_pixels` are those of all frames that are decoded (from the first to the last that is wanted, where these are
     not keyframes), `sampled_pixels` those of the wanted ones (a repeated one counts once), at the size of the source;
-    `row_pixels` those that become patch rows.
+    `row_pixels` those that become patch rows. `plane_pixels` are the sampled ones of clips that may travel as planes,
+    and `plane_row_pixels` what a GPU then makes of them: both are in the counts before them, too.
     """
 
     num_clips: int
     read_pixels: int
     sampled_pixels: int
     row_pixels: int
+    plane_pixels: int = 0
+    plane_row_pixels: int = 0
 
     @classmethod
     def of(cls, clip: Clip, *, keyframes_only: bool = False) -> Self:
@@ -43,11 +46,16 @@ class ClipWork:
         num_read = clip.frame_indices[-1] - clip.frame_indices[0] + 1
         if keyframes_only:
             num_read = min(num_read, _FRAMES_A_KEYFRAME * num_sampled)
+        sampled_pixels = frame_pixels * num_sampled
+        row_pixels = clip.num_patches * PATCH_SIZE**2 * temporal_size(clip.media_type)
+        may_be_planar = clip.plane_size is not None
         return cls(
             num_clips=1,
             read_pixels=frame_pixels * num_read,
-            sampled_pixels=frame_pixels * num_sampled,
-            row_pixels=clip.num_patches * PATCH_SIZE**2 * temporal_size(clip.media_type),
+            sampled_pixels=sampled_pixels,
+            row_pixels=row_pixels,
+            plane_pixels=sampled_pixels if may_be_planar else 0,
+            plane_row_pixels=row_pixels if may_be_planar else 0,
         )
 
     def __add__(self, other: "ClipWork") -> "ClipWork":
@@ -56,6 +64,8 @@ class ClipWork:
             read_pixels=self.read_pixels + other.read_pixels,
             sampled_pixels=self.sampled_pixels + other.sampled_pixels,
             row_pixels=self.row_pixels + other.row_pixels,
+            plane_pixels=self.plane_pixels + other.plane_pixels,
+            plane_row_pixels=self.plane_row_pixels + other.plane_row_pixels,
         )
 
 

@@ -16,8 +16,7 @@ from itertools import zip_longest
 import pyarrow as pa
 
 from pipeline.errors import ErrorCode, MediaError
-from pipeline.media.container import ClipJob, ClipReport, MediaType
-from pipeline.media.grid import planes_bytes, row_bytes
+from pipeline.media.container import ClipJob, ClipReport
 from pipeline.media.sandbox import Sandbox, SharedBuffer
 from pipeline.plan.schema import Clip, Failure, RequestPlan
 from pipeline.request.layout import RequestLayout
@@ -25,7 +24,6 @@ from pipeline.request.table import RequestMeta, wrap_request
 from pipeline.sources.items import SourceItem
 from pipeline.sources.version import require_unchanged
 
-_MOST_TIMES_ROWS = 1.5  # 720p for half a minute is 1.15: 24 MB a request more, for a third of its work less
 _GONE = frozenset({ErrorCode.UNREADABLE, ErrorCode.NOT_A_FILE, ErrorCode.CHANGED_MEDIA})
 
 
@@ -47,7 +45,7 @@ def build_request(plan: RequestPlan, sandbox: Sandbox, *, with_planes: bool = Fa
     """
     started = time.perf_counter()
     grids = [clip.grid_thw for clip in plan.clips]
-    sizes = [plane_size(clip) if with_planes else None for clip in plan.clips]
+    sizes = [clip.plane_size if with_planes else None for clip in plan.clips]
     rows, planes = (RequestLayout.of(plan.media_type, grids, of_clips) for of_clips in ((), sizes))
     rows_start = planes.rows_start
     largest = [max(rows.clip_bytes(clip), planes.clip_bytes(clip)) for clip in range(len(plan.clips))]
@@ -78,16 +76,6 @@ def build_request(plan: RequestPlan, sandbox: Sandbox, *, with_planes: bool = Fa
     return wrap_request(meta, view[: meta.layout.num_bytes])
 
 
-def plane_size(clip: Clip) -> tuple[int, int] | None:
-    """Height and width of a clip's frames, where they may travel as planes that are not much larger than its rows."""
-    t, h, w = clip.grid_thw
-    has_even_sides = clip.height % 2 == 0 and clip.width % 2 == 0
-    if clip.media_type is not MediaType.VIDEO or not has_even_sides:
-        return None
-    most_bytes = _MOST_TIMES_ROWS * t * h * w * row_bytes(clip.media_type)
-    return (clip.height, clip.width) if planes_bytes(t, clip.height, clip.width) <= most_bytes else None
-
-
 def _decode(
     clip: Clip,
     following: Clip | None,
@@ -115,7 +103,7 @@ def clip_job(
 ) -> ClipJob:
     """What the decoder needs to know of a clip, read from one of its places, and of the clip that comes after it.
 
-    `size` is `plane_size` of a clip that may be decoded into planes.
+    `size` is the clip's `plane_size` where it may be decoded into planes.
     """
     return ClipJob(
         uri=item.uri,

@@ -191,14 +191,11 @@ class Encode:
                 self._to_host(encoded.tensors, encoded.ready)
 
     def _encode(self, request: Request) -> _OnHost:
-        layout = request.meta.layout
         arrived = self._transfer(request)
-        if layout.plane_sizes:
-            rows, ready = self._rows.of_request(arrived, layout)
-        else:
-            rows = arrived.buffer[layout.rows_start :].view(layout.num_patches, layout.row_bytes)
-            ready = arrived.ready
-        on_host = self._encode_rows(rows, request.meta.grid_thw, ready, arrived.num_copies, arrived.way)
+        num_copies, way = arrived.num_copies, arrived.way
+        rows, ready = self._rows.of_request(arrived, request.meta.layout)
+        del arrived  # its memory may go as soon as rows have been made of planes
+        on_host = self._encode_rows(rows, request.meta.grid_thw, ready, num_copies, way)
         # The vectors are here, so the request's bytes have been read: the object store may have them back.
         self._transfer.reap()
         return on_host

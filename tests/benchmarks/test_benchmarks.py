@@ -20,6 +20,7 @@ from benchmarks import (
     nvdec,
     overlap,
     pipeline,
+    planes,
     prediction,
     reading,
     recipe,
@@ -159,6 +160,16 @@ def test_without_a_gpu_its_decoders_take_no_share_and_change_nothing(
     assert (results["vectors"]["changed"], results["vectors"]["largest_difference"]) == (0, 0.0)
 
 
+def test_without_a_gpu_nothing_travels_as_planes_and_nothing_changes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    video = make_video(tmp_path / "a.mp4", num_frames=10)
+    settings = ["--runner", "local", "--model", "random:tiny", "--set", "encode.device=cpu"]
+    (results,) = run(planes.main, [str(video), "--copies", "2", *settings], monkeypatch, capsys)["results"]
+    assert [result["decoders"] for result in results["runs"]] == [{"pyav": 2}, {"pyav": 2}]
+    assert (results["vectors"]["changed"], results["vectors"]["largest_difference"]) == (0, 0.0)
+
+
 def test_isolation_is_measured_beside_the_same_work_in_one_process(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -222,7 +233,8 @@ def test_the_parts_of_a_clip_are_measured_as_far_as_the_object_store(
 ) -> None:
     video, image = make_video(tmp_path / "v.mp4"), make_image(tmp_path / "i.jpg")
     record = run(decode.main, ["--parts", "--repeats", "1", str(video), str(image)], monkeypatch, capsys)
-    assert [result["codec"] for result in record["results"]] == ["h264", "jpeg"]
+    results = [(result["codec"], result["as"]) for result in record["results"]]
+    assert results == [("h264", "rows"), ("h264", "planes"), ("jpeg", "rows")]
     assert all(result["seconds"][part] > 0 for result in record["results"] for part in ("container", "arrow"))
     assert all(list(result["seconds"])[-2:] == ["arrow", "store"] for result in record["results"])
 
@@ -233,7 +245,7 @@ def test_every_way_of_decoding_is_measured(
     video = make_video(tmp_path / "v.mp4", num_frames=30)
     record = run(decode.main, ["--repeats", "1", str(video)], monkeypatch, capsys)
     results, left_out = record["results"], record["config"]["left_out"]
-    assert len({result["way"] for result in results} | left_out.keys()) == 9
+    assert len({result["way"] for result in results} | left_out.keys()) == 10
     assert {"decord + transformers", "pyav sequential + transformers"}.isdisjoint(left_out)
     assert all(result["frames_per_core_second"] > 0 for result in results)
 

@@ -58,6 +58,30 @@ def test_a_clip_is_counted_in_pixels_of_its_frames_its_samples_and_its_rows() ->
     assert work.row_pixels == clip.resized_height * clip.resized_width * 2 * clip.grid_thw[0]
 
 
+def test_pixels_of_clips_that_may_travel_as_planes_are_counted_apart() -> None:
+    clip = make_clip()
+    work, odd = ClipWork.of(clip), ClipWork.of(replace(clip, width=641))
+    assert (work.plane_pixels, work.plane_row_pixels) == (work.sampled_pixels, work.row_pixels)
+    assert (odd.plane_pixels, odd.plane_row_pixels) == (0, 0)
+    assert (work + odd).plane_pixels == work.plane_pixels
+
+
+def test_a_gpu_makes_the_rows_of_planes_and_spares_the_cores_that() -> None:
+    rates = make_rates()
+    rows = ClipWork(num_clips=0, read_pixels=0, sampled_pixels=int(1e9), row_pixels=int(1e9))
+    planes = replace(rows, plane_pixels=rows.sampled_pixels, plane_row_pixels=rows.row_pixels)
+    seconds = {}
+    for num_gpus in (0, 1):
+        for name, clips in (("rows", rows), ("planes", planes)):
+            cluster = Cluster(num_cores=2, num_gpus=num_gpus, gpus_make_rows=True)
+            work = make_work(by_codec=(("h264", clips),))
+            seconds[name, num_gpus] = predict(work, cluster, rates).decode_seconds
+    rate = rates.decode_rate("h264")
+    assert seconds["planes", 0] == seconds["rows", 0] == seconds["rows", 1]
+    share = rate.ns_per_plane_pixel / (rate.ns_per_sampled_pixel + rate.ns_per_row_pixel)
+    assert seconds["planes", 1] == pytest.approx(share * seconds["rows", 1])
+
+
 def test_work_adds_up_over_requests_sources_and_shards() -> None:
     requests = [RequestPlan.of([make_clip(f"/{name}", name, codec=name)]) for name in ("h264", "vp9", "h264")]
     sources = [

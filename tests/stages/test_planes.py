@@ -14,7 +14,6 @@ from pipeline.device.transfer import make_transfer
 from pipeline.errors import RequestError
 from pipeline.media.grid import planes_bytes
 from pipeline.plan.schema import RequestPlan, plan_table
-from pipeline.request.build import plane_size
 from pipeline.request.check import checked_request
 from pipeline.request.deferred import deferred_plan, deferred_request
 from pipeline.request.table import PLANAR, REQUEST_SCHEMA, unwrap_request
@@ -97,12 +96,12 @@ def test_planes_are_asked_for_where_they_are_not_much_larger_than_rows(plan, sid
     clip = replace(plan.clips[0], grid_thw=grid, resized_height=height, resized_width=width)
     planes, rows = planes_bytes(t, 64, 96), t * grid[1] * grid[2] * 1536
     assert (planes <= 1.5 * rows) is expected
-    assert plane_size(clip) == ((64, 96) if expected else None)
+    assert clip.plane_size == ((64, 96) if expected else None)
 
 
 def test_planes_have_even_sides_and_are_of_videos(tmp_path, config):
     odd = make_video(tmp_path / "b.webm", **VIDEOS["odd_sides.webm"])
-    assert [plane_size(clip) for clip in make_clips(odd, make_image(tmp_path / "c.png"), config=config)] == [None] * 2
+    assert [clip.plane_size for clip in make_clips(odd, make_image(tmp_path / "c.png"), config=config)] == [None] * 2
 
 
 def test_a_deferred_request_has_the_columns_of_one_with_planes(plan, requests):
