@@ -30,6 +30,7 @@ from pipeline.config import DecodeConfig, ImagesConfig, LimitsConfig
 from pipeline.media.child import TOLD_TO_END, die_with, set_name, take_standing
 from pipeline.media.image import allow_pixels
 from pipeline.media.protocol import receive_message, send_message
+from pipeline.media.shared_buffer import MOST_KEPT_BYTES
 from pipeline.media.worker import Worker
 
 DECODER_NAME = "pw-decoder"
@@ -92,9 +93,9 @@ def _end(pid: int, *, at_once: bool) -> int:
 
 
 def _bound_memory(limits: LimitsConfig) -> None:
-    """Bound the address space to what is mapped now plus the limit; needs every library loaded."""
+    """Bound the address space to what is mapped now, the parent's buffer and the limit; needs every library loaded."""
     num_pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    bound = num_pages * resource.getpagesize() + limits.max_decoder_bytes
+    bound = num_pages * resource.getpagesize() + MOST_KEPT_BYTES + limits.max_decoder_bytes
     resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 

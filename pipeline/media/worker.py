@@ -27,7 +27,7 @@ from pipeline.media.patchify import fill_patches
 from pipeline.media.planes import NotPlanarError, PlaneWriter
 from pipeline.media.probe import probe_media
 from pipeline.media.protocol import receive_message, send_message
-from pipeline.media.shared_buffer import file_patches
+from pipeline.media.shared_buffer import BufferWriter
 from pipeline.media.video_pyav import IndexCache
 
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "cannot allocate memory")
@@ -40,6 +40,7 @@ class Worker:
         self._decode_config, self._images, self._limits = decode, images, limits
         self._cache = IndexCache()
         self._planes = PlaneWriter()
+        self._buffers = BufferWriter()
 
     def serve(self, channel: socket.socket) -> None:
         """Answer messages one by one; return when the sandbox is gone."""
@@ -98,7 +99,7 @@ class Worker:
             backend, num_bytes, is_planar = "pyav", planes_bytes(t, *job.plane_size), True
         else:
             shape = h * w, row_bytes(job.media_type)
-            backend = self._write_rows(job, file_patches(handle, offset, t, shape))
+            backend = self._write_rows(job, self._buffers.patches(handle, offset, t, shape))
             num_bytes, is_planar = t * shape[0] * shape[1], False
         seconds = time.process_time() - start
         return ClipReport(backend=backend, num_bytes=num_bytes, decode_seconds=seconds, is_planar=is_planar)
@@ -114,15 +115,15 @@ class Worker:
         """Decode a clip into its planes; False where it has to be decoded into rows, which then says what is wrong."""
         table = np.empty((1, TABLE_BYTES), np.uint8)
         num_frames = num_rows * temporal_size(job.media_type)
-        slots = file_patches(handle, offset + TABLE_BYTES, num_frames, (1, frame_bytes(*size)))
+        slots = self._buffers.patches(handle, offset + TABLE_BYTES, num_frames, (1, frame_bytes(*size)))
         try:
             with self._opened(job) as file, ExitStack() as stack:
                 pictures = open_pictures(job, file, self._decode_config, self._limits, self._cache)
                 self._planes.write(stack.enter_context(closing(pictures)), *size, table[0], slots)
         except (NotPlanarError, MediaError):
             return False
-        for scratch in file_patches(handle, offset, 1, table.shape):
-            scratch[:] = table
+        for target in self._buffers.patches(handle, offset, 1, table.shape):
+            target[:] = table
         return True
 
     @contextmanager

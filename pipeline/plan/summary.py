@@ -25,7 +25,9 @@ class ShapeCount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanSummary:
-    """Counts of a plan. `flops` counts a multiply-add twice; `device_bytes` is what the transfers carry.
+    """Counts of a plan; `flops` counts a multiply-add twice.
+
+    `device_bytes` is what the transfers carry as patch rows; clips that travel as planes are mostly less.
 
     `work` is the same plan in the units that a prediction needs.
     """

@@ -170,12 +170,16 @@ def test_without_a_gpu_nothing_travels_as_planes_and_nothing_changes(
     assert (results["vectors"]["changed"], results["vectors"]["largest_difference"]) == (0, 0.0)
 
 
+@pytest.mark.parametrize("options", [[], ["--planes"]], ids=["rows", "planes"])
 def test_isolation_is_measured_beside_the_same_work_in_one_process(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, options: list[str]
 ) -> None:
     video = make_video(tmp_path / "v.mp4", num_frames=8)
     results = run(
-        isolation.main, [str(video), "--repeats", "2", "--restarts", "1", "--busy", "0"], monkeypatch, capsys
+        isolation.main,
+        [str(video), "--runs", "1", "--repeats", "2", "--restarts", "1", "--busy", "0", *options],
+        monkeypatch,
+        capsys,
     )["results"]
     assert [result["clock"] for result in results[:2]] == ["wall", "cpu"]
     assert all(result["sandbox"]["median"] > 0 for result in results[:2])

@@ -19,6 +19,7 @@ from pipeline.config import DecodeConfig, ImagesConfig, LimitsConfig
 from pipeline.errors import ErrorCode, MediaError, RequestError, Stage
 from pipeline.media.container import MediaType
 from pipeline.media.sandbox import Sandbox, SharedBuffer
+from pipeline.media.shared_buffer import MOST_KEPT_BYTES, BufferPool, BufferWriter
 from tests.media.helpers import evenly, make_job, probe, rows_of
 from tests.media_factory import make_animation, make_image, make_video
 
@@ -301,3 +302,59 @@ def test_bad_files_end_as_errors_or_results_and_innocent_ones_are_served(sample_
     assert outcomes["bomb_30000x30000.png"] is ErrorCode.LIMIT_EXCEEDED
     assert outcomes["claims_2e9_pixels.png"] is ErrorCode.LIMIT_EXCEEDED
     assert sandbox.probe(str(sample_media / "video" / "one_frame.mp4")).num_frames == 1
+
+
+def bytes_of(buffer: SharedBuffer, start: int, num_bytes: int) -> bytes:
+    return bytes(buffer.memory[start : start + num_bytes])
+
+
+def fill(writer: BufferWriter, buffer: SharedBuffer, value: int, offset: int) -> None:
+    for number, patch in enumerate(writer.patches(buffer.handle, offset, 3, (2, 50))):
+        assert patch.shape == (2, 50)
+        patch[:] = value + number
+
+
+def test_what_a_buffer_is_given_is_there_the_first_time_and_when_it_comes_again():
+    writer, buffer = BufferWriter(), SharedBuffer(10_000)
+    for value, offset in ((1, 0), (11, 4096), (21, 700), (31, 9_700)):
+        fill(writer, buffer, value, offset)
+        assert bytes_of(buffer, offset, 300) == b"".join(bytes([value + number]) * 100 for number in range(3))
+        assert not any(bytes_of(buffer, 1_000, 3_000))
+    assert writer._mapped is not None
+
+
+def test_another_buffer_is_never_written_through_the_last_ones_mapping():
+    writer, buffers = BufferWriter(), [SharedBuffer(5_000) for _ in range(3)]
+    for turn in range(4):
+        for number, buffer in enumerate(buffers):
+            for _ in range(2):
+                fill(writer, buffer, 10 * turn + number, 0)
+    assert [buffer.memory[0] for buffer in buffers] == [30, 31, 32]
+
+
+def test_pages_that_are_given_again_are_written_where_the_parent_looks():
+    pool, writer = BufferPool(), BufferWriter()
+    for value in (5, 6, 7):
+        buffer = SharedBuffer(8_000, pool)
+        fill(writer, buffer, value, 100)
+        assert bytes_of(buffer, 100, 1) == bytes([value])
+        del buffer
+
+
+def test_a_buffer_larger_than_a_worker_keeps_is_not_mapped():
+    writer, buffer = BufferWriter(), SharedBuffer(MOST_KEPT_BYTES + 1)
+    for value in (1, 2):
+        fill(writer, buffer, value, MOST_KEPT_BYTES - 299)
+    assert writer._mapped is None
+    assert buffer.memory[MOST_KEPT_BYTES] == 4
+
+
+def test_without_address_space_a_buffer_is_written_like_a_file(monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    writer, buffer = BufferWriter(), SharedBuffer(1_000)
+    monkeypatch.setattr("pipeline.media.shared_buffer.mmap.mmap", refuse)
+    for value in (1, 2, 3):
+        fill(writer, buffer, value, 0)
+    assert buffer.memory[0] == 3
