@@ -57,6 +57,7 @@ from pipeline.sink.output import Kind
 from pipeline.sink.receipt import Receipt, receipts_of
 from pipeline.sources.listing import SourceItem
 
+_LOG = logging.getLogger(__name__)
 _BLOCK_BYTES = 1 << 20
 _STORE_SHARE = 0.8
 SPILL_FROM = 0.95
@@ -106,6 +107,7 @@ class RayRunner:
             self.capacity = Capacity(
                 decode=most_decode_workers(self._config.ray, sum(self._node_cores)), encode=self._encode_workers
             )
+            self._require_room()
             stack.pop_all()
         return self
 
@@ -223,6 +225,15 @@ class RayRunner:
             ),
             **one_row,
         )
+
+    def _require_room(self) -> None:
+        """Say at once what would else be a wait without a word. Raises: UsageError where no node can come."""
+        lacks = None if self._config.ray.decode_cores is None else self._room.lacks
+        if lacks is None:
+            return
+        if self._is_local:
+            raise UsageError(f"{lacks}; leave ray.decode_cores unset, or set less")
+        _LOG.warning("no_room_for_a_decode_worker reason=%s; the run waits for a node", lacks)
 
     def _decoder_pool(self, num_blocks: int) -> dict[str, Any]:
         sizes = self._room.decoder_pool(num_blocks)

@@ -65,6 +65,16 @@ class Room:
         share = share / 2 if len(self.node_cores) > 1 else share
         return max(0.01, math.floor(share / _LEAST_SHARE) * _LEAST_SHARE)
 
+    @property
+    def lacks(self) -> str | None:
+        """Why not even one decode actor has room now, in words; None where one has."""
+        if self._num_fitting(self.node_cores):
+            return None
+        return (
+            f"ray.decode_cores={self.cores_per_decoder:g}: no node has so many cores beside the run's other actors, "
+            f"which take {self._cores_for_others:.2f}; the largest has {max(self.node_cores, default=0):g}"
+        )
+
     def decoder_pool(self, num_blocks: int) -> PoolSizes:
         """As many at once as have room and leave it to the later stages; more come where nodes do.
 
@@ -92,10 +102,14 @@ class Room:
         return helpers + self.encoder_cores * self.encode_workers
 
     def _fitting(self, node_cores: Sequence[float]) -> int:
+        """Decode actors that these nodes are given: one at least, which may have to wait for a node."""
+        return max(1, self._num_fitting(node_cores))
+
+    def _num_fitting(self, node_cores: Sequence[float]) -> int:
         """Decode actors for which these nodes have room beside the others; none stands on two nodes."""
         together = (sum(node_cores) - self._cores_for_others) / self.cores_per_decoder
         apart = sum(int(cores / self.cores_per_decoder + 1e-6) for cores in node_cores)
-        return max(1, min(int(together + 1e-6), apart))
+        return max(0, min(int(together + 1e-6), apart))
 
 
 def most_decode_workers(settings: RayConfig, cores: float) -> int:

@@ -62,3 +62,17 @@ def test_the_sizes_are_such_as_a_pool_may_have(cores: tuple[float, ...], setting
     sizes = found.decoder_pool(10)
     assert 1 <= sizes.least <= sizes.initial <= sizes.most <= 10
     assert found.cores_per_decoder > 0
+
+
+def test_room_for_no_decode_actor_is_told_and_room_for_one_is_not() -> None:
+    assert room(1, on_gpu=False, decode_cores=1).lacks == (
+        "ray.decode_cores=1: no node has so many cores beside the run's other actors, which take 0.56; "
+        "the largest has 1"
+    )
+    assert room(2, 2, decode_cores=3).lacks is not None
+    assert room(2, on_gpu=False, decode_cores=1).lacks is None
+
+
+@pytest.mark.parametrize("cores", [(1,), (2,), (1, 1), (0.5, 0.5), (16, 0)])
+def test_without_a_setting_there_is_always_room(cores: tuple[float, ...]) -> None:
+    assert room(*cores, on_gpu=False).lacks is None
