@@ -11,6 +11,7 @@ import pytest
 from benchmarks import (
     attention,
     chart,
+    cores,
     decode,
     encoder,
     growth,
@@ -166,8 +167,17 @@ def test_without_a_gpu_nothing_travels_as_planes_and_nothing_changes(
     video = make_video(tmp_path / "a.mp4", num_frames=10)
     settings = ["--runner", "local", "--model", "random:tiny", "--set", "encode.device=cpu"]
     (results,) = run(planes.main, [str(video), "--copies", "2", *settings], monkeypatch, capsys)["results"]
-    assert [result["decoders"] for result in results["runs"]] == [{"pyav": 2}, {"pyav": 2}]
+    assert [result["decoders"] for result in results["runs"]] == [{"pyav": 2}] * 4
     assert (results["vectors"]["changed"], results["vectors"]["largest_difference"]) == (0, 0.0)
+
+
+def test_decoding_alone_is_measured_side_by_side(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = [str(make_video(tmp_path / "v.mp4")), "--workers", "2", "--seconds", "0.2", "--planes"]
+    results = run(cores.main, arguments, monkeypatch, capsys)["results"]
+    assert (results[0]["workers"], results[0]["of_one"]) == (2, 1.0)
+    assert results[0]["clips_per_second"] > 0
 
 
 @pytest.mark.parametrize("options", [[], ["--planes"]], ids=["rows", "planes"])
