@@ -32,7 +32,7 @@ from benchmarks.rows import RowsBuffer
 from pipeline.config import Config, DecodeConfig
 from pipeline.flow.cluster import RayRunner
 from pipeline.media.container import ClipJob
-from pipeline.media.frames import open_frames, open_pictures
+from pipeline.media.frames import open_frames
 from pipeline.media.location import open_binary
 from pipeline.media.video_pyav import IndexCache
 from pipeline.plan.schema import Clip
@@ -70,12 +70,14 @@ def patchwire(clip: Clip, backend: str, config: Config) -> Callable[[], object]:
 
 def patchwire_planes(clip: Clip, config: Config) -> Callable[[], object]:
     """What the decoder process does for a clip that travels as planes."""
-    job = clip_job(clip, clip.sources[0])
+    job = clip_job(clip, clip.sources[0], size=clip.plane_size)
     rows = RowsBuffer([clip])
 
     def run() -> None:
         with open_binary(job.uri) as file:
-            rows.fill_planes(clip, open_pictures(job, file, DecodeConfig(video="pyav"), config.limits, IndexCache()))
+            opened = open_frames(job, file, DecodeConfig(), config.images, config.limits, IndexCache(), rows.planes)
+            assert opened.pictures is not None, "the clip is not of planes"
+            rows.fill_planes(clip, opened.pictures)
 
     return run
 

@@ -6,10 +6,10 @@ The same clips, one after the other, through the sandbox and through the same co
 goes first alternates. CPU counts both processes. Where memory comes to lie makes a process faster or slower by some
 percent for as long as it lives, and two cores of a virtual machine need not be equally fast: so a run is a new pair of
 processes, both kept on one core, the cores taking turns, and what counts is the median of the runs. Each way writes
-into a new buffer and reads a byte of every page, as the store does that the rows go to. `--planes` has clips decoded
-into planes where they may be, as for an encoder on a GPU. Then decoders are made to hang (stopped, and killed at their
-deadline) or to crash (killed in mid-clip): seconds from the kill to the next clip's rows, on the machine as it is and
-with a busy process on every core.
+into memory that it has used before and reads a byte of every page, as the store does that the rows go to. `--planes`
+has clips decoded into planes where they may be, as for an encoder on a GPU. Then decoders are made to hang (stopped,
+and killed at their deadline) or to crash (killed in mid-clip): seconds from the kill to the next clip's rows, on the
+machine as it is and with a busy process on every core.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from benchmarks.plans import plan_clips
 from pipeline.config import Config, DecodeConfig
 from pipeline.errors import MediaError
 from pipeline.media.container import ClipJob
-from pipeline.media.frames import open_frames, open_pictures
+from pipeline.media.frames import open_frames
 from pipeline.media.grid import TABLE_BYTES, frame_bytes
 from pipeline.media.location import open_binary
 from pipeline.media.patchify import write_clip
@@ -89,31 +89,23 @@ class Here:
     """What the decoder process does, in this one."""
 
     config: Config
+    memory: NDArray[np.uint8]
     cache: IndexCache = field(default_factory=IndexCache)
     writer: PlaneWriter = field(default_factory=PlaneWriter)
 
     def __call__(self, task: Task) -> None:
-        """Decode a clip into new memory."""
-        job, memory = task.job, np.empty(task.num_bytes, np.uint8)
-        with open_binary(job.uri, max_bytes=self.config.limits.max_file_bytes) as file:
-            if task.is_planar:
-                self._write_planes(task, job, file, memory)
+        """Decode a clip into memory that was used before."""
+        config, clip, job, memory = self.config, task.clip, task.job, self.memory[: task.num_bytes]
+        with open_binary(job.uri, max_bytes=config.limits.max_file_bytes) as file:
+            found = open_frames(job, file, config.decode, config.images, config.limits, self.cache, self.writer)
+            if found.pictures is None:
+                rows = memory.reshape(clip.num_patches, -1)
+                write_clip(found.frames, rows, clip.media_type, clip.resized_height, clip.resized_width)
             else:
-                self._write_rows(task.clip, job, file, memory)
+                size = frame_bytes(clip.height, clip.width)
+                slots = memory[TABLE_BYTES:][: 2 * clip.grid_thw[0] * size].reshape(-1, 1, size)
+                memory[:TABLE_BYTES] = self.writer.write(found.pictures, clip.height, clip.width, slots)
         read_pages(memory)
-
-    def _write_rows(self, clip: Clip, job: ClipJob, file: BinaryIO, memory: NDArray[np.uint8]) -> None:
-        config = self.config
-        frames = open_frames(job, file, config.decode, config.images, config.limits, self.cache)
-        rows = memory.reshape(clip.num_patches, -1)
-        write_clip(frames.frames, rows, clip.media_type, clip.resized_height, clip.resized_width)
-
-    def _write_planes(self, task: Task, job: ClipJob, file: BinaryIO, memory: NDArray[np.uint8]) -> None:
-        height, width = task.clip.height, task.clip.width
-        size = frame_bytes(height, width)
-        table, frames = memory[:TABLE_BYTES], memory[TABLE_BYTES:][: 2 * task.clip.grid_thw[0] * size]
-        pictures = open_pictures(job, file, self.config.decode, self.config.limits, self.cache)
-        self.writer.write(pictures, height, width, table, frames.reshape(-1, 1, size))
 
 
 def in_sandbox(task: Task, sandbox: Sandbox) -> None:
@@ -136,7 +128,7 @@ def measure_cost(tasks: Sequence[Task], config: Config, repeats: int) -> dict[st
     found = {way: np.zeros((repeats + 1, len(tasks), 2)) for way in _WAYS}
     with Sandbox(config.decode, config.images, config.limits) as sandbox:
         calls: dict[str, Callable[[Task], None]] = {
-            _WAYS[0]: Here(config=config),
+            _WAYS[0]: Here(config=config, memory=np.zeros(max(task.num_bytes for task in tasks), np.uint8)),
             _WAYS[1]: lambda task: in_sandbox(task, sandbox),
         }
         for number in range(repeats + 1):

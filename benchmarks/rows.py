@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.media.grid import TABLE_BYTES, frame_bytes
 from pipeline.media.patchify import fill_patches
 from pipeline.media.planes import PlaneWriter
-from pipeline.media.shared_buffer import SharedBuffer, file_patches
+from pipeline.media.shared_buffer import BufferWriter, SharedBuffer
 from pipeline.plan.schema import Clip
 from pipeline.request.layout import RequestLayout
 from pipeline.request.table import RequestMeta, wrap_request
@@ -22,25 +22,27 @@ class RowsBuffer:
     def __init__(self, clips: Iterable[Clip]) -> None:
         layouts = [_layout(clip, is_planar=is_planar) for clip in clips for is_planar in (False, True)]
         self._buffer = SharedBuffer(max(layout.num_bytes for layout in layouts))
-        self._writer = PlaneWriter()
+        self.planes = PlaneWriter()
+        self._writer = BufferWriter()
+        for _ in range(2):  # a buffer that comes again is what the decoder process mostly has
+            self._writer.begin(self._buffer.handle)
         np.frombuffer(self._buffer.memory, np.uint8)[:] = 0
 
     def fill(self, clip: Clip, frames: Iterable[NDArray[np.uint8]]) -> None:
         """Resize frames and write them as a clip's patch rows."""
         t, h, w = clip.grid_thw
         layout = _layout(clip)
-        patches = file_patches(self._buffer.handle, layout.rows_start, t, (h * w, layout.row_bytes))
+        patches = self._writer.patches(layout.rows_start, t, (h * w, layout.row_bytes))
         fill_patches(frames, patches, clip.media_type, clip.resized_height, clip.resized_width)
 
     def fill_planes(self, clip: Clip, pictures: Iterable[VideoFrame]) -> None:
         """Write decoded frames as a clip's planes; the clip has a `plane_size`."""
         height, width = clip.height, clip.width
-        start, table = _layout(clip, is_planar=True).rows_start, np.empty((1, TABLE_BYTES), np.uint8)
-        shape = 1, frame_bytes(height, width)
-        slots = file_patches(self._buffer.handle, start + TABLE_BYTES, 2 * clip.grid_thw[0], shape)
-        self._writer.write(pictures, height, width, table[0], slots)
-        for scratch in file_patches(self._buffer.handle, start, 1, table.shape):
-            scratch[:] = table
+        start = _layout(clip, is_planar=True).rows_start
+        slots = self._writer.patches(start + TABLE_BYTES, 2 * clip.grid_thw[0], (1, frame_bytes(height, width)))
+        table = self.planes.write(pictures, height, width, slots)
+        for target in self._writer.patches(start, 1, (1, TABLE_BYTES)):
+            target[:] = table
 
     def content(self, clip: Clip) -> bytes:
         """A copy of the rows of the clip that was filled in last."""

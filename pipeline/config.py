@@ -153,7 +153,9 @@ class LimitsConfig(Section):
     max_video_frames: int = Field(default=10_000_000, gt=0, description="Frames of one video.")
     max_video_seconds: float = Field(default=172_800.0, gt=0, description="Length of one video, in seconds.")
     max_decoder_bytes: int = Field(
-        default=8 << 30, gt=0, description="Address space a decoder process may add to its own, in bytes."
+        default=8 << 30,
+        gt=0,
+        description="Address space a decoder process may add to its own and a request's buffer, in bytes.",
     )
 
 

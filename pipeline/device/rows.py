@@ -26,6 +26,7 @@ from pipeline.media.resize import Taps, resize_taps
 
 _LOG = logging.getLogger(__name__)
 _BYTES_AT_ONCE = 100 << 20  # of RGB: what bounds the temporaries
+_MOST_AT_ONCE = 4096  # frames: CUDA takes 65,535 planes of them in a launch
 _TEMPORAL_SIZE = 2
 _LEVELS = 256
 _LINE = torch.complex128  # any 16-byte type: it is only moved
@@ -108,7 +109,7 @@ def patch_rows(frames: Frames, order: Sequence[int], rows: Tensor, height: int, 
     """
     num_frames = frames.planes.shape[0]
     planes = torch.empty((num_frames, NUM_CHANNELS, height, width), dtype=torch.uint8, device=rows.device)
-    step = max(1, _BYTES_AT_ONCE // (NUM_CHANNELS * frames.height * frames.width))
+    step = min(max(1, _BYTES_AT_ONCE // (NUM_CHANNELS * frames.height * frames.width)), _MOST_AT_ONCE)
     for start in range(0, num_frames, step):
         part = maker.to_rgb(frames.part(start, start + step))
         if part.shape[-1] != width:
@@ -130,7 +131,7 @@ def _cut(planes: Tensor, order: Sequence[int], rows: Tensor) -> None:
     target.copy_(lines.permute(0, 3, 6, 4, 7, 2, 1, 5))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4096)
 def device_taps(size: int, new_size: int, device: torch.device) -> tuple[Tensor, Tensor, int]:
     """A direction's taps on a device: starts int32 (new,), weights int32 (new, taps), precision."""
     taps: Taps = resize_taps(size, new_size)

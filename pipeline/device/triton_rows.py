@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.device.rows import Frames, device_taps
 
 _BLOCK = 1024
+_SIZES_BY_TAPS = (48, 28, 24, 20, 16)  # from 32 pixels: 4 to 8 taps, what frames are resized with that come as planes
 _LAUNCH = {"num_warps": 4}
 
 
@@ -88,7 +89,9 @@ class TritonRowMaker:
                 tables=torch.zeros((5, 256), dtype=torch.int16, device=device),
                 takes_turns=takes_turns,
             )
-            self.resize_rows(self.resize_columns(self.to_rgb(frames), 16), 16)
+            planes = self.to_rgb(frames)
+        for size in _SIZES_BY_TAPS:
+            self.resize_columns(planes, size)
 
     def to_rgb(self, frames: Frames) -> Tensor:
         """One kernel."""

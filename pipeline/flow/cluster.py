@@ -107,7 +107,6 @@ class RayRunner:
             self.capacity = Capacity(
                 decode=most_decode_workers(self._config.ray, sum(self._node_cores)), encode=self._encode_workers
             )
-            self._require_room()
             stack.pop_all()
         return self
 
@@ -203,6 +202,7 @@ class RayRunner:
             prepare = (job.config, job.target, self._decoders)
             return dataset.map_batches(PrepareActor, fn_constructor_args=prepare, **decoders)
         if job.prepared_uri is None:
+            self._require_room()
             share = ShareDesk.start() if self._shares_decoding else None
             decoders["fn_constructor_args"] = (job.config, self._decoders, share)
             decoders["fn_constructor_kwargs"] = {"with_planes": self._sends_planes}

@@ -69,7 +69,9 @@ def device_memory_bytes(found: PlanSummary, vision: VisionSpec, config: Config) 
     )
 
 
-def measured_rates(work: Work, progress: Progress, vision: VisionSpec, config: Config) -> dict[str, float]:
+def measured_rates(
+    work: Work, progress: Progress, vision: VisionSpec, config: Config, *, is_prepared: bool = False
+) -> dict[str, float]:
     """What a finished run measured, for `run.json`; a stage that did nothing has no rate.
 
     Args:
@@ -77,10 +79,11 @@ def measured_rates(work: Work, progress: Progress, vision: VisionSpec, config: C
         progress: their receipts' totals.
         vision: the tower's dimensions.
         config: the run's settings; without a GPU, `encode.threads` cores share an encoder's time.
+        is_prepared: its requests had been decoded before, into rows.
     """
     found: dict[str, float] = {}
     on_gpu = progress.device_copies > 0
-    with_planes = on_gpu and config.decode.planes == "auto"
+    with_planes = on_gpu and config.decode.planes == "auto" and not is_prepared
     expected = decode_core_seconds(work, Rates.default(vision.head_dim, vision.hidden_size), with_planes=with_planes)
     if expected and progress.decode_seconds and config.decode.gpu == "never":  # else a GPU has done some of it
         found[DECODE_PACE] = progress.decode_seconds / expected

@@ -67,12 +67,13 @@ class Room:
 
     @property
     def lacks(self) -> str | None:
-        """Why not even one decode actor has room now, in words; None where one has."""
-        if self._num_fitting(self.node_cores):
+        """Why not even one decode actor has room beside writers and encoders, in words; None where one has."""
+        others = WRITER_CORES * self.write_workers + self.encoder_cores * self.encode_workers
+        if self._num_fitting(self.node_cores, others):
             return None
         return (
             f"ray.decode_cores={self.cores_per_decoder:g}: no node has so many cores beside the run's other actors, "
-            f"which take {self._cores_for_others:.2f}; the largest has {max(self.node_cores, default=0):g}"
+            f"which take {others:.2f}; the largest has {max(self.node_cores, default=0):g}"
         )
 
     def decoder_pool(self, num_blocks: int) -> PoolSizes:
@@ -103,11 +104,11 @@ class Room:
 
     def _fitting(self, node_cores: Sequence[float]) -> int:
         """Decode actors that these nodes are given: one at least, which may have to wait for a node."""
-        return max(1, self._num_fitting(node_cores))
+        return max(1, self._num_fitting(node_cores, self._cores_for_others))
 
-    def _num_fitting(self, node_cores: Sequence[float]) -> int:
-        """Decode actors for which these nodes have room beside the others; none stands on two nodes."""
-        together = (sum(node_cores) - self._cores_for_others) / self.cores_per_decoder
+    def _num_fitting(self, node_cores: Sequence[float], others: float) -> int:
+        """Decode actors for which these nodes have room beside others' cores; none stands on two nodes."""
+        together = (sum(node_cores) - others) / self.cores_per_decoder
         apart = sum(int(cores / self.cores_per_decoder + 1e-6) for cores in node_cores)
         return max(0, min(int(together + 1e-6), apart))
 

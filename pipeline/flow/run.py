@@ -383,7 +383,8 @@ class OpenRun:
         end_retry(self._folder)
         table = self._commit_table()
         summary = self._summary(planned, progress, time.monotonic() - started, table)
-        rates = measured_rates(planned.work, progress, self._checkpoint.vision, self._config)
+        is_prepared = self._job().prepared_uri is not None
+        rates = measured_rates(planned.work, progress, self._checkpoint.vision, self._config, is_prepared=is_prepared)
         # Where nothing was encoded, this machine's arithmetic says nothing of the rows.
         arithmetic = self._arithmetic if progress.done_requests else self._recorded_arithmetic
         record = replace(self._record, arithmetic=arithmetic)

@@ -5,7 +5,7 @@ the file but cannot produce a single frame, and PyAV's reason is reported if dec
 cannot open decord is not given: without a header that passed the limits nothing is decoded.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import BinaryIO
@@ -19,7 +19,7 @@ from pipeline.errors import ErrorCode, MediaError
 from pipeline.media.container import ClipJob, FileFormat, MediaType, identify
 from pipeline.media.image import read_animation, read_image
 from pipeline.media.location import local_path
-from pipeline.media.planes import NotPlanarError
+from pipeline.media.planes import PlaneWriter
 from pipeline.media.reading import VideoSource
 from pipeline.media.video_decord import read_frames_decord
 from pipeline.media.video_pyav import IndexCache, displayed_frames, read_frames
@@ -29,10 +29,14 @@ _PYAV_FOUND_NOTHING = frozenset({ErrorCode.CORRUPT_MEDIA, ErrorCode.UNSUPPORTED_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipFrames:
-    """`backend` is "pyav", "decord" or "pillow"; `frames` yields uint8 (H, W, 3), one a wanted index."""
+    """`backend` is "pyav", "decord" or "pillow"; `frames` yields uint8 (H, W, 3), one a wanted index.
+
+    `pictures` is what to take in place of `frames` where the clip can be had as planes: frames as the decoder has them.
+    """
 
     backend: str
     frames: Iterator[NDArray[np.uint8]]
+    pictures: Iterator[VideoFrame] | None = None
 
 
 def open_frames(
@@ -42,8 +46,9 @@ def open_frames(
     images: ImagesConfig,
     limits: LimitsConfig,
     cache: IndexCache,
+    planes: PlaneWriter | None = None,
 ) -> ClipFrames:
-    """Start decoding a clip.
+    """Start decoding a clip; with `planes`, as pictures where the job wants planes and the first one can be of any.
 
     Frames come one at a time, so memory does not grow with the clip. The file stays the caller's and
     is read while the frames are taken; where the job tells of a following one, `cache.keeps(file)` says after the
@@ -63,8 +68,8 @@ def open_frames(
         cache.drop()
         return _decord(source, job)
     try:
-        frames = read_frames(source, job.frame_indices, cache, job.following, job.origin)
-        return ClipFrames(backend="pyav", frames=_started(displayed_frames(frames)))
+        pictures = read_frames(source, job.frame_indices, cache, job.following, job.origin)
+        first = next(pictures)
     except MediaError as error:
         if decode.video == "pyav" or error.code not in _PYAV_FOUND_NOTHING:
             raise
@@ -72,20 +77,10 @@ def open_frames(
             return _decord(source, job)
         except MediaError:
             raise error from None
-
-
-def open_pictures(
-    job: ClipJob, file: BinaryIO, decode: DecodeConfig, limits: LimitsConfig, cache: IndexCache
-) -> Generator[VideoFrame]:
-    """What `open_frames` decodes of a video by PyAV, as it is stored: one frame a wanted index.
-
-    Raises: MediaError, here and while the frames are taken; NotPlanarError where another decoder is to serve.
-    """
-    file_format = identify(file, job.uri)
-    if file_format.media_type is not MediaType.VIDEO or decode.video == "decord":
-        raise NotPlanarError("not decoded by PyAV")
-    source = VideoSource(file=file, uri=job.uri, file_format=file_format, limits=limits)
-    return read_frames(source, job.frame_indices, cache, job.following, job.origin)
+    all_pictures = chain([first], pictures)
+    is_planar = planes is not None and job.plane_size is not None and planes.takes(first, *job.plane_size)
+    frames = displayed_frames(all_pictures)
+    return ClipFrames(backend="pyav", frames=frames, pictures=all_pictures if is_planar else None)
 
 
 def _decord(source: VideoSource, job: ClipJob) -> ClipFrames:

@@ -33,7 +33,7 @@ def frame_bytes(height: int, width: int) -> int:
     return height * width * 3 // 2
 
 
-def planes_bytes(num_rows: int, height: int, width: int) -> int:
-    """Bytes of a video clip of `num_rows` temporal patches that travels as planes (`media/planes.py`)."""
-    used = TABLE_BYTES + num_rows * temporal_size(MediaType.VIDEO) * frame_bytes(height, width)
+def planes_bytes(t: int, height: int, width: int) -> int:
+    """Bytes of a video clip of `t` temporal patches that travels as planes (`media/planes.py`)."""
+    used = TABLE_BYTES + t * temporal_size(MediaType.VIDEO) * frame_bytes(height, width)
     return -(-used // ALIGNMENT) * ALIGNMENT

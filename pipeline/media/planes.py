@@ -34,7 +34,7 @@ _CHECKED_SIZES = ((72, 48), (48, 72))  # both directions, larger and smaller
 
 
 class NotPlanarError(Exception):
-    """A clip cannot travel as planes; says why."""
+    """A frame is not of planes, or of others than those before it; says why."""
 
 
 class PlaneWriter:
@@ -43,28 +43,33 @@ class PlaneWriter:
     def __init__(self) -> None:
         self._tables: dict[tuple[Any, ...], NDArray[np.uint8] | None] = {}
 
+    def takes(self, frame: VideoFrame, height: int, width: int) -> bool:
+        """Whether a clip that begins with this frame can be written, if all its frames are of that kind."""
+        try:
+            _require_planar(frame, height, width)
+            self._table_of(frame, _kind_of(frame))
+        except NotPlanarError:
+            return False
+        return True
+
     def write(
-        self,
-        frames: Iterable[VideoFrame],
-        height: int,
-        width: int,
-        table: NDArray[np.uint8],
-        slots: Iterable[NDArray[np.uint8]],
-    ) -> None:
+        self, frames: Iterable[VideoFrame], height: int, width: int, slots: Iterable[NDArray[np.uint8]]
+    ) -> NDArray[np.uint8]:
         """Write one clip.
 
         Args:
             frames: as decoded, one or more.
             height: of every frame in pixels, even.
             width: likewise.
-            table: uint8 (TABLE_BYTES,); filled with the first slot.
             slots: uint8 (1, H * W * 3/2) each, as many as frames, or one more, which has the last frame again; each is
                 filled before the next one is asked for.
+        Returns: the colour tables, uint8 (TABLE_BYTES,).
         Raises: NotPlanarError as soon as a frame is none that planes can be of.
         Cost: one copy of the planes; for the first frame of a kind some milliseconds.
         """
         waiting = iter(frames)
         kind: tuple[Any, ...] | None = None
+        table = np.empty(0, np.uint8)
         last: VideoFrame | None = None
         for slot in slots:
             frame = next(waiting, last)
@@ -73,12 +78,13 @@ class PlaneWriter:
                 _require_planar(frame, height, width)
                 if kind is None:
                     kind = _kind_of(frame)
-                    table[:] = self._table_of(frame, kind)
+                    table = self._table_of(frame, kind)
                 elif kind != _kind_of(frame):
                     raise NotPlanarError("its colours change")
             copy_planes(frame, slot.reshape(-1))
             last = frame
         assert next(waiting, None) is None, "more frames than the slots are for"
+        return table
 
     def _table_of(self, frame: VideoFrame, kind: tuple[Any, ...]) -> NDArray[np.uint8]:
         """The colour tables of a kind of frames. Raises: NotPlanarError where they are not what the library does."""
@@ -115,6 +121,8 @@ def _require_planar(frame: VideoFrame, height: int, width: int) -> None:
         raise NotPlanarError(f"{frame.width}x{frame.height} {frame.format.name}, expected 4:2:0 of {width}x{height}")
     if frame.interlaced_frame or orientation_of(frame) != Orientation():
         raise NotPlanarError("interlaced or turned")
+    if any(plane.line_size < plane.width for plane in frame.planes):
+        raise NotPlanarError("stored from the bottom to the top")
 
 
 def _kind_of(frame: VideoFrame) -> tuple[Any, ...]:

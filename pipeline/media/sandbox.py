@@ -123,9 +123,7 @@ class Sandbox:
         """
         num_bytes = _num_bytes(job)
         if offset < 0 or offset + num_bytes > buffer.num_bytes:
-            raise RequestError(
-                f"{job.uri}: {num_bytes} bytes of patch rows at offset {offset} do not fit {buffer.num_bytes} bytes"
-            )
+            raise RequestError(f"{job.uri}: {num_bytes} bytes at offset {offset} do not fit {buffer.num_bytes} bytes")
         message = {"do": "decode", "offset": offset, **job.to_values()}
         parse = partial(_report_of, may_be_planar=job.plane_size is not None)
         return self._ask(job.uri, Stage.DECODE, partial(self._try, message, buffer.handle, job_seconds(job), parse))
@@ -137,7 +135,8 @@ class Sandbox:
     def _info_of(self, reply: dict[str, Any]) -> MediaInfo:
         info = _INFO.validate_python(reply["info"])
         most_pixels = max(self._limits.max_image_pixels, self._limits.max_video_pixels)
-        if not (0 < info.num_frames <= self._limits.max_video_frames and 0 < info.width * info.height <= most_pixels):
+        has_frames = 0 < info.num_frames <= self._limits.max_video_frames
+        if not (has_frames and min(info.width, info.height) > 0 and info.width * info.height <= most_pixels):
             found = f"{info.num_frames} frames of {info.width}x{info.height}"
             raise ProtocolError(f"expected a medium within the limits, found {found}")
         return info

@@ -74,31 +74,30 @@ class SharedBuffer:
 class BufferWriter:
     """The child's side: gives arrays to write into, which are what the parent then sees.
 
-    A buffer that comes again is mapped, and stays so until another comes: its pages are the parent's, and outlive
-    neither. One that comes once, or is larger than a worker keeps, is written like a file.
+    A buffer that comes for a second job is mapped, and stays so until a job brings another one: until then its pages
+    are there, whatever the parent does with it. One that is larger than a worker keeps is written like a file.
     """
 
     def __init__(self) -> None:
+        self._handle = -1
         self._known: tuple[int, int] | None = None
         self._mapped: NDArray[np.uint8] | None = None
 
-    def patches(self, handle: int, offset: int, count: int, shape: tuple[int, int]) -> Iterator[NDArray[np.uint8]]:
-        """As `file_patches`; each array is to be filled before the next one is asked for."""
-        mapped = self._look_up(handle)
-        if mapped is None:
-            yield from file_patches(handle, offset, count, shape)
-            return
-        yield from mapped[offset : offset + count * shape[0] * shape[1]].reshape(count, *shape)
-
-    def _look_up(self, handle: int) -> NDArray[np.uint8] | None:
+    def begin(self, handle: int) -> None:
+        """Begin a job whose buffer this is; the handle stays the caller's."""
         status = os.fstat(handle)
-        key = status.st_dev, status.st_ino
+        self._handle, key = handle, (status.st_dev, status.st_ino)
         if key != self._known:
             self._known, self._mapped = key, None
         elif self._mapped is None and status.st_size <= MOST_KEPT_BYTES:
             with suppress(OSError):  # no address space: it goes on as a file
                 self._mapped = np.frombuffer(mmap.mmap(handle, status.st_size), np.uint8)
-        return self._mapped
+
+    def patches(self, offset: int, count: int, shape: tuple[int, int]) -> Iterator[NDArray[np.uint8]]:
+        """As `file_patches` of the job's buffer; each array is to be filled before the next one is asked for."""
+        if self._mapped is None:
+            return file_patches(self._handle, offset, count, shape)
+        return iter(self._mapped[offset : offset + count * shape[0] * shape[1]].reshape(count, *shape))
 
 
 def file_patches(handle: int, offset: int, count: int, shape: tuple[int, int]) -> Iterator[NDArray[np.uint8]]:

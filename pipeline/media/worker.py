@@ -8,19 +8,18 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from typing import Any, BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
+from av.video.frame import VideoFrame
 
 from pipeline.config import DecodeConfig, ImagesConfig, LimitsConfig
 from pipeline.errors import ErrorCode, MediaError
 from pipeline.media.byte_range import ByteRange
-from pipeline.media.container import ClipJob, ClipReport, MediaInfo
+from pipeline.media.container import ClipJob, ClipReport, MediaInfo, MediaType
 from pipeline.media.content import name_content
-from pipeline.media.frames import open_frames, open_pictures
+from pipeline.media.frames import open_frames
 from pipeline.media.grid import TABLE_BYTES, frame_bytes, grid_of, planes_bytes, row_bytes, temporal_size
 from pipeline.media.location import open_binary
 from pipeline.media.patchify import fill_patches
@@ -94,37 +93,36 @@ class Worker:
 
     def _decode(self, job: ClipJob, handle: int, offset: int) -> ClipReport:
         start = time.process_time()
-        t, h, w = grid_of(job.media_type, len(job.frame_indices), job.resized_height, job.resized_width)
-        if job.plane_size is not None and self._write_planes(job, job.plane_size, t, handle, offset):
-            backend, num_bytes, is_planar = "pyav", planes_bytes(t, *job.plane_size), True
-        else:
-            shape = h * w, row_bytes(job.media_type)
-            backend = self._write_rows(job, self._buffers.patches(handle, offset, t, shape))
-            num_bytes, is_planar = t * shape[0] * shape[1], False
-        seconds = time.process_time() - start
-        return ClipReport(backend=backend, num_bytes=num_bytes, decode_seconds=seconds, is_planar=is_planar)
-
-    def _write_rows(self, job: ClipJob, patches: Iterator[NDArray[np.uint8]]) -> str:
-        """Decode a clip into its patch rows; which backend served it."""
-        with self._opened(job) as file:
-            clip = open_frames(job, file, self._decode_config, self._images, self._limits, self._cache)
-            fill_patches(clip.frames, patches, job.media_type, job.resized_height, job.resized_width)
-        return clip.backend
-
-    def _write_planes(self, job: ClipJob, size: tuple[int, int], num_rows: int, handle: int, offset: int) -> bool:
-        """Decode a clip into its planes; False where it has to be decoded into rows, which then says what is wrong."""
-        table = np.empty((1, TABLE_BYTES), np.uint8)
-        num_frames = num_rows * temporal_size(job.media_type)
-        slots = self._buffers.patches(handle, offset + TABLE_BYTES, num_frames, (1, frame_bytes(*size)))
+        self._buffers.begin(handle)
         try:
-            with self._opened(job) as file, ExitStack() as stack:
-                pictures = open_pictures(job, file, self._decode_config, self._limits, self._cache)
-                self._planes.write(stack.enter_context(closing(pictures)), *size, table[0], slots)
-        except (NotPlanarError, MediaError):
-            return False
-        for target in self._buffers.patches(handle, offset, 1, table.shape):
+            report = self._write(job, offset)
+        except NotPlanarError:  # it was until some frame in the middle
+            report = self._write(replace(job, plane_size=None), offset)
+        return replace(report, decode_seconds=time.process_time() - start)
+
+    def _write(self, job: ClipJob, offset: int) -> ClipReport:
+        """Decode a clip into its rows or planes. Raises: NotPlanarError where a later frame is of no planes."""
+        t, h, w = grid_of(job.media_type, len(job.frame_indices), job.resized_height, job.resized_width)
+        with self._opened(job) as file:
+            clip = open_frames(job, file, self._decode_config, self._images, self._limits, self._cache, self._planes)
+            if clip.pictures is not None and job.plane_size is not None:
+                num_bytes = self._write_planes(clip.pictures, job.plane_size, t, offset)
+            else:
+                shape = h * w, row_bytes(job.media_type)
+                num_bytes = t * shape[0] * shape[1]
+                patches = self._buffers.patches(offset, t, shape)
+                fill_patches(clip.frames, patches, job.media_type, job.resized_height, job.resized_width)
+        is_planar = clip.pictures is not None
+        return ClipReport(backend=clip.backend, num_bytes=num_bytes, decode_seconds=0.0, is_planar=is_planar)
+
+    def _write_planes(self, pictures: Iterator[VideoFrame], size: tuple[int, int], t: int, offset: int) -> int:
+        """Write a clip of `t` temporal patches as its planes; how many bytes that took."""
+        num_frames = t * temporal_size(MediaType.VIDEO)
+        slots = self._buffers.patches(offset + TABLE_BYTES, num_frames, (1, frame_bytes(*size)))
+        table = self._planes.write(pictures, *size, slots)
+        for target in self._buffers.patches(offset, 1, (1, TABLE_BYTES)):
             target[:] = table
-        return True
+        return planes_bytes(t, *size)
 
     @contextmanager
     def _opened(self, job: ClipJob) -> Iterator[BinaryIO]:

@@ -33,6 +33,7 @@ def checked_request(table: pa.Table, where: str) -> Request:
     try:
         table.validate(full=True)
         _check_columns(table)
+        table = table.select(REQUEST_SCHEMA.names)  # others mean something within a run, and may be anything here
         request = unwrap_request(table)
         problem = next(_problems(request, table), None)
     except RequestError as error:
@@ -83,8 +84,6 @@ def _check_columns(table: pa.Table) -> None:
 def _problems(request: Request, table: pa.Table) -> Iterator[str]:
     """What is wrong, in words; the buffer's length already agrees with the clips' grids."""
     meta = request.meta
-    if meta.planar is not None:
-        yield "it has a column 'planar': expected patch rows, which every encoder takes"
     if len(meta.decoders) != len(meta.clips):
         yield f"{len(meta.decoders)} decoders of {len(meta.clips)} clips"
     if not (math.isfinite(meta.decode_seconds) and meta.decode_seconds >= 0):

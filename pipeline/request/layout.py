@@ -8,8 +8,8 @@
 
 C clips, P patches, B row_bytes. Rows run clip by clip and, within a clip, in the official order: t, block-row,
 block-col, row in block, column in block. In place of its rows a clip may have its planes, as media/planes.py lays them
-out. Header and rows share the buffer because the device needs both and
-each further copy would cost a launch; 256-byte alignment is what CUDA's own allocator gives.
+out. Header and rows share the buffer because the device needs both and each further copy would cost a launch; 256-byte
+alignment is what CUDA's own allocator gives.
 """
 
 from collections.abc import Sequence

@@ -49,7 +49,7 @@ PLANAR = pa.field("planar", pa.list_(pa.bool_()))
 class RequestMeta:
     """All of a request but its bytes.
 
-    `clips` are the ones whose rows are in the buffer, `decoders` says which backend served each, `failures`
+    `clips` are the ones whose rows or planes are in the buffer, `decoders` says which backend served each, `failures`
     are the planned clips that are not there. `decode_seconds` is wall time in the decode actor. `planar` says which
     clips are planes and not yet patch rows; it is None in a run where none may be, and a column more in all others, so
     that what is stored in files stays what it was.

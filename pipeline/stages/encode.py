@@ -105,12 +105,12 @@ class Encode:
         self._cpu_decode = CpuDecode(config, attempts_uri)
         if device.type == "cuda":
             self._in_turns(lambda: self._warm_up(device), "that warms up")
-            if takes_planes:
-                self._rows.prepare()
             if takes_deferred and config.decode.gpu == "auto":
                 self._device_decode = _device_decode(
                     config, device, self._transfer, self._rows, attempts_uri, self._in_turns
                 )
+            if takes_planes or self._device_decode is not None:
+                self._rows.prepare()
         self._start_seconds = time.perf_counter() - started
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -194,7 +194,7 @@ class Encode:
         arrived = self._transfer(request)
         num_copies, way = arrived.num_copies, arrived.way
         rows, ready = self._rows.of_request(arrived, request.meta.layout)
-        del arrived  # its memory may go as soon as rows have been made of planes
+        del arrived  # of planes nothing is read any more when their rows are there
         on_host = self._encode_rows(rows, request.meta.grid_thw, ready, num_copies, way)
         # The vectors are here, so the request's bytes have been read: the object store may have them back.
         self._transfer.reap()

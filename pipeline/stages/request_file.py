@@ -33,7 +33,7 @@ def write_request(folder: OutputFolder, request_id: str, table: pa.Table) -> Non
 
 
 def read_request(folder: OutputFolder, plan: RequestPlan) -> pa.Table:
-    """Read the request of a plan row: one row in REQUEST_SCHEMA, whose buffer lies in the mapped file.
+    """Read the request of a plan row: one row in REQUEST_SCHEMA and nothing else, its buffer in the mapped file.
 
     Raises: RequestError for a file that is damaged, is no request or is not the one that was planned; OutputError where
         there is none or it cannot be read.
@@ -49,7 +49,7 @@ def read_request(folder: OutputFolder, plan: RequestPlan) -> pa.Table:
     except (pa.ArrowException, OSError, ValueError) as error:  # Arrow has all three for a damaged file
         raise RequestError(f"{where}: expected an Arrow IPC file: {error}; prepare it again") from error
     check_planned(checked_request(table, where), plan, where)
-    return table
+    return table.select(REQUEST_SCHEMA.names)
 
 
 def _bytes_of(folder: OutputFolder, request_id: str) -> pa.Buffer:

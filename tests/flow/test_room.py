@@ -66,7 +66,7 @@ def test_the_sizes_are_such_as_a_pool_may_have(cores: tuple[float, ...], setting
 
 def test_room_for_no_decode_actor_is_told_and_room_for_one_is_not() -> None:
     assert room(1, on_gpu=False, decode_cores=1).lacks == (
-        "ray.decode_cores=1: no node has so many cores beside the run's other actors, which take 0.56; "
+        "ray.decode_cores=1: no node has so many cores beside the run's other actors, which take 0.55; "
         "the largest has 1"
     )
     assert room(2, 2, decode_cores=3).lacks is not None

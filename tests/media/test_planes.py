@@ -1,8 +1,10 @@
 """Clips that travel as planes: they say what the decoder's frames are, and whatever planes cannot say stays rows."""
 
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from av.video.frame import VideoFrame
@@ -11,15 +13,17 @@ from pipeline.config import DecodeConfig, ImagesConfig, LimitsConfig
 from pipeline.errors import ErrorCode, MediaError
 from pipeline.media import planes
 from pipeline.media.colour import ColourSpace, ColourTables, colour_tables
-from pipeline.media.container import ClipJob
+from pipeline.media.container import ClipJob, ClipReport
+from pipeline.media.frames import open_frames
 from pipeline.media.grid import TABLE_BYTES, frame_bytes, planes_bytes
 from pipeline.media.planes import NotPlanarError, PlaneWriter, resizes_by_taps
 from pipeline.media.resize import Taps, resize_taps
 from pipeline.media.sandbox import Sandbox, SharedBuffer
+from pipeline.media.worker import Worker
 from tests.device.nvdec_factories import decode_planes
 from tests.media.conftest import VIDEOS
 from tests.media.helpers import damage, evenly, make_job, probe, rows_of
-from tests.media_factory import make_animation, make_image, make_video
+from tests.media_factory import make_animation, make_image, make_video, picture
 
 ONLY_ROWS = {
     "10_bits.mp4": {"codec": "libx265", "pixels": "yuv420p10le"},
@@ -34,7 +38,7 @@ PLANAR = [name for name in VIDEOS if name not in ONLY_ROWS and "odd_sides" not i
 
 def planar_job(path: Path, indices: list[int], **changes: object) -> ClipJob:
     info = probe(path)
-    return replace(make_job(path, info, indices), plane_size=(info.height, info.width), **changes)
+    return replace(make_job(path, info, indices), **({"plane_size": (info.height, info.width)} | changes))
 
 
 def decode_planar(sandbox: Sandbox, job: ClipJob, offset: int = 256) -> tuple[bool, np.ndarray]:
@@ -76,6 +80,66 @@ def test_what_planes_cannot_say_comes_as_the_rows_that_it_always_was(tmp_path, s
     is_planar, written = decode_planar(sandbox, job)
     assert not is_planar
     assert np.array_equal(written, rows_of(sandbox, replace(job, plane_size=None)).ravel())
+
+
+def test_pictures_that_lie_upside_down_in_memory_come_as_rows(tmp_path, sandbox):
+    path = tmp_path / "upside_down.mkv"
+    with av.open(str(path), "w", format="matroska", options={"allow_raw_vfw": "1"}) as output:
+        stream = output.add_stream("rawvideo", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        stream.codec_context.codec_tag, stream.codec_context.extradata = "I420", b"BottomUp\0" * 2
+        for number in range(6):
+            frame = VideoFrame.from_ndarray(picture(number, 96, 64), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    job = planar_job(path, [0, 4])
+    is_planar, written = decode_planar(sandbox, job)
+    assert not is_planar
+    assert np.array_equal(written, rows_of(sandbox, replace(job, plane_size=None)).ravel())
+
+
+def write_job(worker: Worker, job: ClipJob) -> tuple[ClipReport, np.ndarray]:
+    buffer = SharedBuffer(1 << 20)
+    report = worker._decode(job, buffer.handle, 0)
+    return report, np.frombuffer(buffer.memory, np.uint8)[: report.num_bytes]
+
+
+@pytest.fixture
+def opened(monkeypatch) -> list[str]:
+    """Names of the clips that were opened, in this process."""
+    names: list[str] = []
+
+    def noted(job: ClipJob, *others: object) -> object:
+        names.append(Path(job.uri).name)
+        return open_frames(job, *others)
+
+    monkeypatch.setattr("pipeline.media.worker.open_frames", noted)
+    return names
+
+
+def test_a_clip_that_cannot_be_planes_is_decoded_once_and_goes_on_where_the_last_one_ended(tmp_path, opened):
+    path = make_video(tmp_path / "turned.mp4", num_frames=60, gop=60, rotation=180)
+    worker = Worker(DecodeConfig(), ImagesConfig(), LimitsConfig())
+    first = planar_job(path, [0, 8, 16], following=(24, 32))
+    report, _ = write_job(worker, first)
+    assert not report.is_planar
+    assert worker._cache._kept is not None
+    report, rows = write_job(worker, planar_job(path, [24, 32]))
+    assert not report.is_planar
+    assert opened == ["turned.mp4"] * 2
+    alone = Worker(DecodeConfig(), ImagesConfig(), LimitsConfig())
+    assert np.array_equal(rows, write_job(alone, planar_job(path, [24, 32], plane_size=None))[1])
+
+
+def test_a_clip_whose_colours_change_in_the_middle_is_decoded_again_into_rows(made, opened, monkeypatch):
+    job, kinds = planar_job(made("h264.mp4"), [0, 5, 9]), iter("aaab")
+    monkeypatch.setattr(planes, "_kind_of", lambda frame: (next(kinds),))
+    worker = Worker(DecodeConfig(), ImagesConfig(), LimitsConfig())
+    report, rows = write_job(worker, job)
+    assert not report.is_planar
+    assert opened == ["h264.mp4"] * 2
+    assert np.array_equal(rows, write_job(worker, replace(job, plane_size=None))[1])
 
 
 def test_frames_of_another_size_than_was_planned_come_as_rows(made, sandbox):
@@ -149,7 +213,7 @@ def frame_of(pixel_format: str = "yuv420p", *, height: int = 64, width: int = 96
 
 def write(frames: list[VideoFrame], writer: PlaneWriter | None = None) -> np.ndarray:
     slots = np.empty((len(frames), 1, frame_bytes(64, 96)), np.uint8)
-    (writer or PlaneWriter()).write(frames, 64, 96, np.empty(TABLE_BYTES, np.uint8), iter(slots))
+    (writer or PlaneWriter()).write(frames, 64, 96, slots)
     return slots
 
 

@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 import weakref
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from PIL import Image
 from pipeline.config import DecodeConfig, ImagesConfig, LimitsConfig
 from pipeline.errors import ErrorCode, MediaError, RequestError, Stage
 from pipeline.media.container import MediaType
+from pipeline.media.protocol import ProtocolError
 from pipeline.media.sandbox import Sandbox, SharedBuffer
 from pipeline.media.shared_buffer import MOST_KEPT_BYTES, BufferPool, BufferWriter
 from tests.media.helpers import evenly, make_job, probe, rows_of
@@ -309,7 +311,8 @@ def bytes_of(buffer: SharedBuffer, start: int, num_bytes: int) -> bytes:
 
 
 def fill(writer: BufferWriter, buffer: SharedBuffer, value: int, offset: int) -> None:
-    for number, patch in enumerate(writer.patches(buffer.handle, offset, 3, (2, 50))):
+    writer.begin(buffer.handle)
+    for number, patch in enumerate(writer.patches(offset, 3, (2, 50))):
         assert patch.shape == (2, 50)
         patch[:] = value + number
 
@@ -358,3 +361,10 @@ def test_without_address_space_a_buffer_is_written_like_a_file(monkeypatch):
     for value in (1, 2, 3):
         fill(writer, buffer, value, 0)
     assert buffer.memory[0] == 3
+
+
+@pytest.mark.parametrize("sides", [(-16, -16), (0, 5), (5, 0)], ids=str)
+def test_a_probe_that_tells_of_sides_that_no_picture_has_is_no_answer(made, sandbox, sides):
+    info = asdict(probe(made("h264.mp4"))) | dict(zip(("width", "height"), sides, strict=True))
+    with pytest.raises(ProtocolError):
+        sandbox._info_of({"info": info})

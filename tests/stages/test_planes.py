@@ -13,12 +13,14 @@ from pipeline.device.row_queue import RowQueue
 from pipeline.device.transfer import make_transfer
 from pipeline.errors import RequestError
 from pipeline.media.grid import planes_bytes
-from pipeline.plan.schema import RequestPlan, plan_table
+from pipeline.plan.schema import RequestPlan, packed_request, plan_table
 from pipeline.request.check import checked_request
-from pipeline.request.deferred import deferred_plan, deferred_request
+from pipeline.request.deferred import decoded_request, deferred_plan, deferred_request
 from pipeline.request.table import PLANAR, REQUEST_SCHEMA, unwrap_request
+from pipeline.sink.output import Kind, OutputFolder
 from pipeline.stages.decode import Decode
 from pipeline.stages.encode import Encode
+from pipeline.stages.request_file import read_request
 from tests.device.nvdec_factories import make_clips
 from tests.media.conftest import VIDEOS
 from tests.media_factory import make_image, make_video
@@ -99,6 +101,11 @@ def test_planes_are_asked_for_where_they_are_not_much_larger_than_rows(plan, sid
     assert clip.plane_size == ((64, 96) if expected else None)
 
 
+@pytest.mark.parametrize("sides", [(-16, -16), (0, 96), (63, 96), (64, 97)], ids=str)
+def test_sides_that_no_frame_has_are_none_of_planes(plan, sides):
+    assert replace(plan.clips[0], height=sides[0], width=sides[1]).plane_size is None
+
+
 def test_planes_have_even_sides_and_are_of_videos(tmp_path, config):
     odd = make_video(tmp_path / "b.webm", **VIDEOS["odd_sides.webm"])
     assert [clip.plane_size for clip in make_clips(odd, make_image(tmp_path / "c.png"), config=config)] == [None] * 2
@@ -111,9 +118,25 @@ def test_a_deferred_request_has_the_columns_of_one_with_planes(plan, requests):
     assert unwrap_request(found).meta.planar == ()
 
 
-def test_a_stored_request_has_rows(requests):
-    with pytest.raises(RequestError, match="expected patch rows"):
+def test_a_stored_request_of_planes_is_refused(requests):
+    with pytest.raises(RequestError):
         checked_request(requests[True], "stored")
+
+
+def test_columns_that_mean_something_within_a_run_are_left_out_of_a_stored_request(plan, requests, tmp_path):
+    """A plan row in it would have the encoder's machine read any file; what is not known is not even looked at."""
+    folder = OutputFolder(str(tmp_path))
+    folder.create(Kind.REQUESTS)
+    strange = pa.array([[1, 2]], pa.list_(pa.int32()))
+    table = decoded_request(requests[False]).append_column(PLANAR.name, strange)
+    row = packed_request(plan)["plan_row"]
+    table = table.set_column(table.column_names.index("plan_row"), "plan_row", row)
+    name = folder.name(Kind.REQUESTS, plan.request_id)
+    with pa.ipc.new_file(str(tmp_path / name), table.schema) as writer:
+        writer.write_table(table)
+    found = read_request(folder, plan)
+    assert found.schema == REQUEST_SCHEMA
+    assert deferred_plan(found) is None
 
 
 def test_header_that_names_other_planes_is_refused(requests, tmp_path: Path):
