@@ -1,7 +1,7 @@
 """Decoded planes in place of patch rows: what a video's frames are on the wire where a GPU makes the rows.
 
 A decoder's 4:2:0 planes are 1.5 bytes a pixel, its rows 3 a resized one, so at the sizes at which short videos are
-encoded planes are the smaller; and colours, resize and patch order, a sixth to a third of the CPU's time for such a
+encoded planes are the smaller; and colours, resize and patch order, an eighth to a quarter of the CPU's time for such a
 clip, are little work for a GPU. The rows are the same to the byte, because every step is integer arithmetic, to which
 the decoder's own libraries are held here: the colours on the first frame of each kind, the resize once a process. What
 planes cannot say (10 bits, 4:2:2, interlaced or turned pictures, a size that changes) is decoded into rows, as

@@ -1,7 +1,7 @@
 """A plan row becomes a request: every clip decoded into its place in one shared buffer.
 
 Where the encoder runs on a GPU, a video clip goes as planes (media/planes.py) if those are not much larger than its
-rows: the CPU, which is what a corpus waits for, is spared a sixth to a third of a clip's work, and most clips take
+rows: the CPU, which is what a corpus waits for, is spared an eighth to a quarter of a clip's work, and most clips take
 fewer bytes on the way.
 
 The buffer is laid out for the whole plan; a clip that fails leaves no hole, because the next one is written
