@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from typing import Any, BinaryIO
 
@@ -94,10 +94,10 @@ class Worker:
     def _decode(self, job: ClipJob, handle: int, offset: int) -> ClipReport:
         start = time.process_time()
         self._buffers.begin(handle)
-        try:
+        report: ClipReport | None = None
+        with suppress(NotPlanarError):  # it was of planes until some frame in the middle
             report = self._write(job, offset)
-        except NotPlanarError:  # it was until some frame in the middle
-            report = self._write(replace(job, plane_size=None), offset)
+        report = report or self._write(replace(job, plane_size=None), offset)
         return replace(report, decode_seconds=time.process_time() - start)
 
     def _write(self, job: ClipJob, offset: int) -> ClipReport:
