@@ -24,7 +24,8 @@ from pipeline.config import DecodeConfig, ImagesConfig, LimitsConfig
 from pipeline.errors import ErrorCode, MediaError
 from pipeline.flow.run import retry
 from pipeline.media.attempts import Attempts
-from pipeline.media.container import ClipJob
+from pipeline.media.container import ClipJob, MediaType
+from pipeline.media.grid import planes_bytes
 from pipeline.media.sandbox import Sandbox, SharedBuffer
 from pipeline.media.template import DECODER_NAME
 from pipeline.sink.output import OutputFolder
@@ -253,7 +254,7 @@ def long_video(folder: Path, scale: float) -> Outcome:
 
 
 def fuzz(folder: Path, scale: float) -> Outcome:
-    """Mutated media through probe, decode and patchify, PyAV and decord: rows or one error each, the next is served."""
+    """Mutated media through probe and decode, into planes too: pixels or one error each, and the next one is served."""
     seeds = make_seeds(folder)
     num_samples = len(seeds)
     seeds += sorted(path for path in SAMPLES.rglob("*.*") if path.stat().st_size <= MOST_SEED_BYTES)
@@ -282,6 +283,8 @@ def _outcome(box: Sandbox, path: Path) -> str:
     try:
         info = box.probe(str(path))
         indices = tuple(range(min(info.num_frames, 4)))
+        is_even = info.media_type is MediaType.VIDEO and info.height % 2 == info.width % 2 == 0
+        num_bytes = planes_bytes(len(indices), info.height, info.width) if is_even else 0
         job = ClipJob(
             uri=str(path),
             media_type=info.media_type,
@@ -289,11 +292,12 @@ def _outcome(box: Sandbox, path: Path) -> str:
             num_source_frames=info.num_frames,
             resized_height=64,
             resized_width=64,
+            plane_size=(info.height, info.width) if is_even else None,
         )
-        box.decode(job, SharedBuffer(1 << 20), 0)
+        report = box.decode(job, SharedBuffer(max(1 << 20, num_bytes)), 0)
     except MediaError as error:
         return ErrorCode(error.code).value
-    return "rows"
+    return "planes" if report.is_planar else "rows"
 
 
 def _videos(folder: Path, count: int) -> Path:
