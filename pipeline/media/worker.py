@@ -97,7 +97,10 @@ class Worker:
         report: ClipReport | None = None
         with suppress(NotPlanarError):  # it was of planes until some frame in the middle
             report = self._write(job, offset)
-        report = report or self._write(replace(job, plane_size=None), offset)
+        if report is None:
+            self._cache.drop()
+            self._cache = IndexCache()  # as if nothing of it had been read: its rows are those of a clip alone
+            report = self._write(replace(job, plane_size=None), offset)
         return replace(report, decode_seconds=time.process_time() - start)
 
     def _write(self, job: ClipJob, offset: int) -> ClipReport:
