@@ -31,7 +31,6 @@ from benchmarks.plans import plan_clips
 from benchmarks.rows import RowsBuffer
 from pipeline.config import Config, DecodeConfig
 from pipeline.flow.cluster import RayRunner
-from pipeline.media.container import ClipJob
 from pipeline.media.frames import open_frames
 from pipeline.media.location import open_binary
 from pipeline.media.video_pyav import IndexCache
@@ -54,30 +53,20 @@ def cpu_seconds(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str
     return {name: of_way[1:] for name, of_way in seconds.items()}
 
 
-def patchwire(clip: Clip, backend: str, config: Config) -> Callable[[], object]:
-    """What the decoder process does for a clip."""
-    job: ClipJob = clip_job(clip, clip.sources[0])
+def patchwire(clip: Clip, backend: str, config: Config, *, as_planes: bool = False) -> Callable[[], object]:
+    """What the decoder process does for a clip, which has a `plane_size` if it is to travel as planes."""
+    job = clip_job(clip, clip.sources[0], size=clip.plane_size if as_planes else None)
     rows = RowsBuffer([clip])
     decode = DecodeConfig(video=backend)  # type: ignore[arg-type]
 
     def run() -> None:
         with open_binary(job.uri) as file:
-            frames = open_frames(job, file, decode, config.images, config.limits, IndexCache())
-            rows.fill(clip, frames.frames)
-
-    return run
-
-
-def patchwire_planes(clip: Clip, config: Config) -> Callable[[], object]:
-    """What the decoder process does for a clip that travels as planes."""
-    job = clip_job(clip, clip.sources[0], size=clip.plane_size)
-    rows = RowsBuffer([clip])
-
-    def run() -> None:
-        with open_binary(job.uri) as file:
-            opened = open_frames(job, file, DecodeConfig(), config.images, config.limits, IndexCache(), rows.planes)
-            assert opened.pictures is not None, "the clip is not of planes"
-            rows.fill_planes(clip, opened.pictures)
+            opened = open_frames(job, file, decode, config.images, config.limits, IndexCache(), rows.planes)
+            assert as_planes is (opened.pictures is not None), "the clip is not of planes"
+            if opened.pictures is None:
+                rows.fill(clip, opened.frames)
+            else:
+                rows.fill_planes(clip, opened.pictures)
 
     return run
 
@@ -167,11 +156,12 @@ def print_ways(arguments: argparse.Namespace, config: Config) -> None:
         (clip,) = plan_clips([video], config)
         ways = {
             "patchwire, pyav": patchwire(clip, "pyav", config),
-            **({} if clip.plane_size is None else {"patchwire, planes": patchwire_planes(clip, config)}),
             "patchwire, decord": patchwire(clip, "decord", config),
             **peer_ways(clip),
             "decode alone": decode_alone(clip),
         }
+        if clip.plane_size is not None:
+            ways["patchwire, planes"] = patchwire(clip, "pyav", config, as_planes=True)
         for name, seconds in cpu_seconds(ways, arguments.repeats).items():
             least = min(seconds)
             results.append(

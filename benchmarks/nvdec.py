@@ -74,6 +74,7 @@ def run_once(paths: Sequence[str], setting: str, config: Config, out: str, runne
     rate = recorder.steady_rate()
     return {
         "setting": setting,
+        "videos": len(paths),
         "seconds": summary.elapsed_seconds,
         "video_seconds": summary.video_seconds,
         "video_seconds_a_second": rate,
@@ -81,6 +82,38 @@ def run_once(paths: Sequence[str], setting: str, config: Config, out: str, runne
         "bottleneck": summary.bottleneck,
         "decoders": dict(Counter(table["decoder"].to_pylist())),
     }
+
+
+def compare_runs(
+    paths: Sequence[str], key: str, config: Config, folder: str, runner: RunnerName, turns: int = 1
+) -> list[dict[str, Any]]:
+    """Runs through one Ray with a setting `never` and `auto`, in turns, into FOLDER/never-0, FOLDER/auto-0, ..."""
+    with make_runner(runner, config):
+        return [
+            run_once(paths, f"{key}={choice}", config, f"{folder}/{choice}-{turn}", runner)
+            for turn in range(turns)
+            for choice in ("never", "auto")
+        ]
+
+
+def print_runs(runs: Sequence[dict[str, Any]]) -> None:
+    """What `compare_runs` found; `times` is over the run without, of the same turn."""
+    without = [runs[number // 2 * 2]["video_hours_a_day"] for number in range(len(runs))]
+    print_table(
+        ["setting", "videos", "seconds", "video-hours a day", "times", "limited by", "decoded by"],
+        [
+            [
+                run["setting"],
+                run["videos"],
+                f"{run['seconds']:.1f}",
+                f"{run['video_hours_a_day']:.0f}",
+                f"{run['video_hours_a_day'] / max(base, 1e-9):.2f}",
+                run["bottleneck"],
+                ", ".join(f"{name} {count}" for name, count in sorted(run["decoders"].items())),
+            ]
+            for run, base in zip(runs, without, strict=True)
+        ],
+    )
 
 
 def vector_difference(left: str, right: str) -> dict[str, Any]:
@@ -223,27 +256,10 @@ def main() -> None:
         print_values("beside the encoder", results["beside"])
     with tempfile.TemporaryDirectory() as folder:
         paths = copies_of(arguments.videos, arguments.copies, Path(folder))
-        with make_runner(arguments.runner, config):
-            runs = [
-                run_once(paths, f"decode.gpu={gpu}", config, f"{folder}/{gpu}", arguments.runner)
-                for gpu in ("never", "auto")
-            ]
-        results["vectors"] = vector_difference(f"{folder}/never", f"{folder}/auto")
+        runs = compare_runs(paths, "decode.gpu", config, folder, arguments.runner)
+        results["vectors"] = vector_difference(f"{folder}/never-0", f"{folder}/auto-0")
     print_values("vectors", results["vectors"])
-    print_table(
-        ["setting", "videos", "seconds", "video-hours a day", "times", "decoded by"],
-        [
-            [
-                run["setting"],
-                len(paths),
-                f"{run['seconds']:.1f}",
-                f"{run['video_hours_a_day']:.0f}",
-                f"{run['video_hours_a_day'] / max(runs[0]['video_hours_a_day'], 1e-9):.2f}",
-                ", ".join(f"{name} {count}" for name, count in sorted(run["decoders"].items())),
-            ]
-            for run in runs
-        ],
-    )
+    print_runs(runs)
     print_record("nvdec", vars(arguments), [{**results, "runs": runs}])
 
 

@@ -3,9 +3,9 @@
     python -m benchmarks.planes VIDEO... --copies 120
 
 The same videos through one Ray with `decode.planes` never and auto, as `benchmarks.nvdec` compares the GPU's decoders:
-video-hours a day without the first tenth, and the vectors of both. On a GPU also each
-video's clip as one request: its encode stage's time as rows and as planes, two calls at once as in an actor, the two
-forms in turns; and the time of making its rows by themselves.
+video-hours a day without the first tenth, and the vectors of both. On a GPU also each video's clip as one request: its
+encode stage's time as rows and as planes, two calls at once as in an actor, the two forms in turns; and the time of
+making its rows by themselves.
 """
 
 import argparse
@@ -18,13 +18,19 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from benchmarks.measure import measure, print_record, print_table
-from benchmarks.nvdec import encode_seconds, print_values, requests_of, run_once, vector_difference
+from benchmarks.measure import measure, print_record
+from benchmarks.nvdec import (
+    compare_runs,
+    encode_seconds,
+    print_runs,
+    print_values,
+    requests_of,
+    vector_difference,
+)
 from benchmarks.recipe import copies_of
 from pipeline.config import Config, load_config
 from pipeline.device.row_queue import RowQueue
 from pipeline.device.transfer import make_transfer
-from pipeline.flow.run import make_runner
 from pipeline.plan.schema import RequestPlan
 from pipeline.request.build import build_request
 from pipeline.request.table import unwrap_request
@@ -93,28 +99,10 @@ def main() -> None:
             print_values("a request", found)
     with tempfile.TemporaryDirectory() as folder:
         paths = copies_of(arguments.videos, arguments.copies, Path(folder))
-        with make_runner(arguments.runner, config):
-            runs = [
-                run_once(paths, f"decode.planes={choice}", config, f"{folder}/{choice}-{turn}", arguments.runner)
-                for turn in range(arguments.turns)
-                for choice in ("never", "auto")
-            ]
+        runs = compare_runs(paths, "decode.planes", config, folder, arguments.runner, arguments.turns)
         results["vectors"] = vector_difference(f"{folder}/never-0", f"{folder}/auto-0")
     print_values("vectors", results["vectors"])
-    print_table(
-        ["setting", "videos", "seconds", "video-hours a day", "times", "limited by"],
-        [
-            [
-                run["setting"],
-                len(paths),
-                f"{run['seconds']:.1f}",
-                f"{run['video_hours_a_day']:.0f}",
-                f"{run['video_hours_a_day'] / max(runs[number // 2 * 2]['video_hours_a_day'], 1e-9):.2f}",
-                run["bottleneck"],
-            ]
-            for number, run in enumerate(runs)
-        ],
-    )
+    print_runs(runs)
     print_record("planes", vars(arguments), [{**results, "runs": runs}])
 
 

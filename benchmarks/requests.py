@@ -3,7 +3,6 @@
 import mmap
 import os
 from collections.abc import Sequence
-from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +76,7 @@ def random_request(
         assert tables is not None, "every FFmpeg knows BT.709"
         for clip in range(len(grids)):
             start = layout.clip_offset(clip)
-            buffer[start : start + TABLE_BYTES] = np.stack(astuple(tables)).view(np.uint8).ravel()
+            buffer[start : start + TABLE_BYTES] = tables.stacked().view(np.uint8).ravel()
     if memory is not None:
         memory[: layout.num_bytes] = buffer
         buffer = memory[: layout.num_bytes]

@@ -7,7 +7,6 @@ import pyarrow as pa
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
-from pipeline.media.grid import TABLE_BYTES, frame_bytes
 from pipeline.media.patchify import fill_patches
 from pipeline.media.planes import PlaneWriter
 from pipeline.media.shared_buffer import BufferWriter, SharedBuffer
@@ -37,12 +36,8 @@ class RowsBuffer:
 
     def fill_planes(self, clip: Clip, pictures: Iterable[VideoFrame]) -> None:
         """Write decoded frames as a clip's planes; the clip has a `plane_size`."""
-        height, width = clip.height, clip.width
         start = _layout(clip, is_planar=True).rows_start
-        slots = self._writer.patches(start + TABLE_BYTES, 2 * clip.grid_thw[0], (1, frame_bytes(height, width)))
-        table = self.planes.write(pictures, height, width, slots)
-        for target in self._writer.patches(start, 1, (1, TABLE_BYTES)):
-            target[:] = table
+        self.planes.write_into(self._writer, start, pictures, clip.grid_thw[0], (clip.height, clip.width))
 
     def content(self, clip: Clip) -> bytes:
         """A copy of the rows of the clip that was filled in last."""

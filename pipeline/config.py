@@ -106,6 +106,9 @@ class ImagesConfig(Section):
     )
 
 
+Device = Literal["cpu", "cuda"]
+
+
 class DecodeConfig(Section):
     """How media are decoded. Every backend gives the same bytes."""
 
@@ -142,6 +145,10 @@ class DecodeConfig(Section):
         le=3_600,
         description="Seconds added to the deadline for each second of video read for a clip.",
     )
+
+    def sends_planes(self, device: Device) -> bool:
+        """Whether clips may travel as planes to an encoder on a device."""
+        return device == "cuda" and self.planes == "auto"
 
 
 class LimitsConfig(Section):
@@ -184,7 +191,6 @@ class RequestConfig(Section):
     )
 
 
-Device = Literal["cpu", "cuda"]
 Arithmetic = Literal["float32", "bfloat16", "float8"]
 
 

@@ -12,11 +12,10 @@ Shapes: N = frames, H x W = their size, h x w = the resized one.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -141,7 +140,7 @@ def device_taps(size: int, new_size: int, device: torch.device) -> tuple[Tensor,
 @lru_cache(maxsize=32)
 def colour_lookup(tables: ColourTables, device: torch.device) -> Tensor:
     """Tables on a device, int16 (5, 256)."""
-    return torch.from_numpy(np.stack(astuple(tables))).to(device)
+    return torch.from_numpy(tables.stacked()).to(device)
 
 
 def make_row_maker(device: torch.device) -> RowMaker:

@@ -298,7 +298,7 @@ class RayRunner:
 
     @property
     def _sends_planes(self) -> bool:
-        return self._on_gpu and self._config.decode.planes == "auto"
+        return self._config.decode.sends_planes(self.device)
 
     @property
     def _store_bytes(self) -> int | None:

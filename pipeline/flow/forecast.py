@@ -44,7 +44,7 @@ def machine(config: Config, num_cores: int | None = None, num_gpus: int | None =
         num_gpus=found_gpus if num_gpus is None else num_gpus,
         decode_workers=config.ray.decode_workers,
         gpus_decode=config.decode.gpu == "auto",
-        gpus_make_rows=config.decode.planes == "auto",
+        gpus_make_rows=config.decode.sends_planes("cuda"),
         shard_sources=config.sources.shard_sources,
     )
 
@@ -61,7 +61,7 @@ def device_memory_bytes(found: PlanSummary, vision: VisionSpec, config: Config) 
                 config.output,
                 row_bytes=row_bytes(MediaType(shape.media_type)),
                 max_patches=config.encode.max_patches,
-                as_planes=config.decode.planes == "auto" and shape.media_type == MediaType.VIDEO,
+                as_planes=config.decode.sends_planes("cuda") and shape.media_type == MediaType.VIDEO,
             )
             for shape in found.shapes
         ),
@@ -83,7 +83,7 @@ def measured_rates(
     """
     found: dict[str, float] = {}
     on_gpu = progress.device_copies > 0
-    with_planes = on_gpu and config.decode.planes == "auto" and not is_prepared
+    with_planes = config.decode.sends_planes("cuda" if on_gpu else "cpu") and not is_prepared
     expected = decode_core_seconds(work, Rates.default(vision.head_dim, vision.hidden_size), with_planes=with_planes)
     if expected and progress.decode_seconds and config.decode.gpu == "never":  # else a GPU has done some of it
         found[DECODE_PACE] = progress.decode_seconds / expected

@@ -85,7 +85,7 @@ class LocalRunner:
         from pipeline.stages.encode import Encode  # torch takes a second, and planning and preparing do without
 
         is_prepared = job.prepared_uri is not None
-        takes_planes = not is_prepared and self.device == "cuda" and job.config.decode.planes == "auto"
+        takes_planes = not is_prepared and job.config.decode.sends_planes(self.device)
         encode = Encode(
             job.config,
             job.model,

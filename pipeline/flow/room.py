@@ -68,7 +68,7 @@ class Room:
     @property
     def lacks(self) -> str | None:
         """Why not even one decode actor has room beside writers and encoders, in words; None where one has."""
-        others = WRITER_CORES * self.write_workers + self.encoder_cores * self.encode_workers
+        others = self._cores_after_decoding
         if self._num_fitting(self.node_cores, others):
             return None
         return (
@@ -99,8 +99,11 @@ class Room:
     @property
     def _cores_for_others(self) -> float:
         """Those of writers, readers of the next shard's headers, and encoders without a GPU."""
-        helpers = WRITER_CORES * self.write_workers + READER_CORES * self.readers
-        return helpers + self.encoder_cores * self.encode_workers
+        return self._cores_after_decoding + READER_CORES * self.readers
+
+    @property
+    def _cores_after_decoding(self) -> float:
+        return WRITER_CORES * self.write_workers + self.encoder_cores * self.encode_workers
 
     def _fitting(self, node_cores: Sequence[float]) -> int:
         """Decode actors that these nodes are given: one at least, which may have to wait for a node."""

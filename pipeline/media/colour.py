@@ -7,7 +7,7 @@ here, once for each kind of colours, and then checked on random pixels. Whoever 
 Measured with FFmpeg 8 (PyAV 18.1) on x86: exact for all matrices and both ranges, even heights.
 """
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 from typing import Self
 
@@ -15,6 +15,8 @@ import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
+
+from pipeline.media.orientation import Orientation, orientation_of
 
 PLANAR_FORMATS = ("yuv420p", "yuvj420p")
 _LEVELS = 256
@@ -47,6 +49,21 @@ class ColourTables:
     green_u: NDArray[np.int16]
     green_v: NDArray[np.int16]
     blue_u: NDArray[np.int16]
+
+    def stacked(self) -> NDArray[np.int16]:
+        """All five as they are handed to a device: int16 (5, 256), in this order."""
+        return np.stack(astuple(self))
+
+
+def planar_problem(frame: VideoFrame, height: int, width: int) -> str | None:
+    """Why a frame is not stored as the 4:2:0 planes of the picture that is shown, of this size; None if it is."""
+    if frame.format.name not in PLANAR_FORMATS or (frame.height, frame.width) != (height, width):
+        return f"{frame.width}x{frame.height} {frame.format.name}, expected 4:2:0 of {width}x{height}"
+    if frame.interlaced_frame or orientation_of(frame) != Orientation():
+        return "interlaced or turned"
+    if any(plane.line_size < plane.width for plane in frame.planes):
+        return "stored from the bottom to the top"
+    return None
 
 
 @lru_cache(maxsize=32)

@@ -15,7 +15,6 @@ A clip's part of a request, t temporal patches of frames of H x W pixels:
 """
 
 from collections.abc import Iterable
-from dataclasses import astuple
 from functools import lru_cache
 from typing import Any
 
@@ -24,9 +23,11 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from pipeline.media.colour import PLANAR_FORMATS, ColourSpace, ColourTables, apply_tables, colour_tables
-from pipeline.media.orientation import Orientation, orientation_of
+from pipeline.media.colour import ColourSpace, ColourTables, apply_tables, colour_tables, planar_problem
+from pipeline.media.container import MediaType
+from pipeline.media.grid import TABLE_BYTES, frame_bytes, planes_bytes, temporal_size
 from pipeline.media.resize import resize_taps, resize_to_planes
+from pipeline.media.shared_buffer import BufferWriter
 
 _CHECKED_LINES = 32  # at the top and at the bottom of a frame
 _MOST_KINDS = 1024
@@ -86,6 +87,20 @@ class PlaneWriter:
         assert next(waiting, None) is None, "more frames than the slots are for"
         return table
 
+    def write_into(
+        self, buffers: BufferWriter, offset: int, frames: Iterable[VideoFrame], t: int, size: tuple[int, int]
+    ) -> int:
+        """`write` a clip of `t` temporal patches of frames of this height and width into a job's buffer.
+
+        Returns: how many bytes of it are the clip's.
+        """
+        num_frames = t * temporal_size(MediaType.VIDEO)
+        slots = buffers.patches(offset + TABLE_BYTES, num_frames, (1, frame_bytes(*size)))
+        table = self.write(frames, *size, slots)
+        for target in buffers.patches(offset, 1, (1, TABLE_BYTES)):
+            target[:] = table
+        return planes_bytes(t, *size)
+
     def _table_of(self, frame: VideoFrame, kind: tuple[Any, ...]) -> NDArray[np.uint8]:
         """The colour tables of a kind of frames. Raises: NotPlanarError where they are not what the library does."""
         if len(self._tables) >= _MOST_KINDS:
@@ -117,12 +132,9 @@ def plane_arrays(frame: VideoFrame) -> list[NDArray[np.uint8]]:
 
 
 def _require_planar(frame: VideoFrame, height: int, width: int) -> None:
-    if frame.format.name not in PLANAR_FORMATS or (frame.height, frame.width) != (height, width):
-        raise NotPlanarError(f"{frame.width}x{frame.height} {frame.format.name}, expected 4:2:0 of {width}x{height}")
-    if frame.interlaced_frame or orientation_of(frame) != Orientation():
-        raise NotPlanarError("interlaced or turned")
-    if any(plane.line_size < plane.width for plane in frame.planes):
-        raise NotPlanarError("stored from the bottom to the top")
+    problem = planar_problem(frame, height, width)
+    if problem is not None:
+        raise NotPlanarError(problem)
 
 
 def _kind_of(frame: VideoFrame) -> tuple[Any, ...]:
@@ -135,8 +147,7 @@ def _checked_table(frame: VideoFrame) -> NDArray[np.uint8] | None:
     tables = colour_tables(ColourSpace.of(frame))
     if tables is None or not resizes_by_taps() or not _agrees(frame, tables):
         return None
-    stacked: NDArray[np.uint8] = np.stack(astuple(tables)).view(np.uint8).reshape(-1)
-    return stacked
+    return tables.stacked().view(np.uint8).reshape(-1)
 
 
 def _agrees(frame: VideoFrame, tables: ColourTables) -> bool:

@@ -12,15 +12,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from typing import Any, BinaryIO
 
-from av.video.frame import VideoFrame
-
 from pipeline.config import DecodeConfig, ImagesConfig, LimitsConfig
 from pipeline.errors import ErrorCode, MediaError
 from pipeline.media.byte_range import ByteRange
-from pipeline.media.container import ClipJob, ClipReport, MediaInfo, MediaType
+from pipeline.media.container import ClipJob, ClipReport, MediaInfo
 from pipeline.media.content import name_content
 from pipeline.media.frames import open_frames
-from pipeline.media.grid import TABLE_BYTES, frame_bytes, grid_of, planes_bytes, row_bytes, temporal_size
+from pipeline.media.grid import grid_of, row_bytes
 from pipeline.media.location import open_binary
 from pipeline.media.patchify import fill_patches
 from pipeline.media.planes import NotPlanarError, PlaneWriter
@@ -109,7 +107,7 @@ class Worker:
         with self._opened(job) as file:
             clip = open_frames(job, file, self._decode_config, self._images, self._limits, self._cache, self._planes)
             if clip.pictures is not None and job.plane_size is not None:
-                num_bytes = self._write_planes(clip.pictures, job.plane_size, t, offset)
+                num_bytes = self._planes.write_into(self._buffers, offset, clip.pictures, t, job.plane_size)
             else:
                 shape = h * w, row_bytes(job.media_type)
                 num_bytes = t * shape[0] * shape[1]
@@ -117,15 +115,6 @@ class Worker:
                 fill_patches(clip.frames, patches, job.media_type, job.resized_height, job.resized_width)
         is_planar = clip.pictures is not None
         return ClipReport(backend=clip.backend, num_bytes=num_bytes, decode_seconds=0.0, is_planar=is_planar)
-
-    def _write_planes(self, pictures: Iterator[VideoFrame], size: tuple[int, int], t: int, offset: int) -> int:
-        """Write a clip of `t` temporal patches as its planes; how many bytes that took."""
-        num_frames = t * temporal_size(MediaType.VIDEO)
-        slots = self._buffers.patches(offset + TABLE_BYTES, num_frames, (1, frame_bytes(*size)))
-        table = self._planes.write(pictures, *size, slots)
-        for target in self._buffers.patches(offset, 1, (1, TABLE_BYTES)):
-            target[:] = table
-        return planes_bytes(t, *size)
 
     @contextmanager
     def _opened(self, job: ClipJob) -> Iterator[BinaryIO]:

@@ -146,7 +146,7 @@ def unwrap_request(table: pa.Table) -> Request:
     column = table.column("buffer")
     if table.num_rows != 1 or column.num_chunks != 1:
         raise RequestError(f"expected one request in one chunk, got {table.num_rows} rows in {column.num_chunks}")
-    names = [name for name in (*META_SCHEMA.names, PLANAR.name) if name != PLANAR.name or name in table.column_names]
+    names = META_SCHEMA.names + [PLANAR.name] * (PLANAR.name in table.column_names)
     meta = RequestMeta.from_values(table.select(names).to_pylist()[0])
     chunk = column.chunk(0)
     values = chunk.flatten()

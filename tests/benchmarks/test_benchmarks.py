@@ -4,6 +4,7 @@ import gzip
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 from xml.etree import ElementTree
 
 import pytest
@@ -151,23 +152,18 @@ def test_the_recipe_and_patchwire_embed_the_same_videos(
     assert all(0.99 < result["least_cosine"] <= 1.0001 for result in results)
 
 
-def test_without_a_gpu_its_decoders_take_no_share_and_change_nothing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+@pytest.mark.parametrize(("benchmark", "num_runs"), [(nvdec, 2), (planes, 4)], ids=["its decoders", "planes"])
+def test_without_a_gpu_what_it_would_do_changes_nothing(
+    benchmark: ModuleType,
+    num_runs: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     video = make_video(tmp_path / "a.mp4", num_frames=10)
     settings = ["--runner", "local", "--model", "random:tiny", "--set", "encode.device=cpu"]
-    (results,) = run(nvdec.main, [str(video), "--copies", "2", *settings], monkeypatch, capsys)["results"]
-    assert [result["decoders"] for result in results["runs"]] == [{"pyav": 2}, {"pyav": 2}]
-    assert (results["vectors"]["changed"], results["vectors"]["largest_difference"]) == (0, 0.0)
-
-
-def test_without_a_gpu_nothing_travels_as_planes_and_nothing_changes(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    video = make_video(tmp_path / "a.mp4", num_frames=10)
-    settings = ["--runner", "local", "--model", "random:tiny", "--set", "encode.device=cpu"]
-    (results,) = run(planes.main, [str(video), "--copies", "2", *settings], monkeypatch, capsys)["results"]
-    assert [result["decoders"] for result in results["runs"]] == [{"pyav": 2}] * 4
+    (results,) = run(benchmark.main, [str(video), "--copies", "2", *settings], monkeypatch, capsys)["results"]
+    assert [result["decoders"] for result in results["runs"]] == [{"pyav": 2}] * num_runs
     assert (results["vectors"]["changed"], results["vectors"]["largest_difference"]) == (0, 0.0)
 
 

@@ -16,12 +16,11 @@ from pipeline.config import LimitsConfig
 from pipeline.device.nvdec.cuvid import CODECS
 from pipeline.device.nvdec.session import NOT_SHOWN, RefusedError, Session
 from pipeline.device.nvdec.stretches import FedPacket, read_stretches
-from pipeline.media.colour import PLANAR_FORMATS, ColourSpace
+from pipeline.media.colour import ColourSpace, planar_problem
 from pipeline.media.container import ClipJob, MediaType, identify, open_video
 from pipeline.media.doubt import MissedError
 from pipeline.media.grid import frame_bytes
 from pipeline.media.index import PacketIndex, codec_name
-from pipeline.media.orientation import Orientation, orientation_of
 from pipeline.media.reading import PROGRESSIVE, VideoSource, decode_packet
 from pipeline.media.video_pyav import IndexCache
 
@@ -112,10 +111,10 @@ class _Feeding:
         if not frames:
             raise RefusedError("the first packet is no picture of its own")
         frame = frames[0]
-        if frame.format.name not in PLANAR_FORMATS or (frame.width, frame.height) != self._size:
-            raise RefusedError(f"{frame.width}x{frame.height} {frame.format.name}, expected 4:2:0 of {self._size}")
-        if frame.interlaced_frame or orientation_of(frame) != Orientation():
-            raise RefusedError("interlaced or turned")
+        width, height = self._size
+        problem = planar_problem(frame, height, width)
+        if problem is not None:
+            raise RefusedError(problem)
         return ColourSpace.of(frame)
 
 
