@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,52 +68,59 @@ def driver_killed(folder: Path, scale: float) -> Outcome:
     return Outcome(holds=holds, facts=facts)
 
 
+@dataclass(frozen=True, slots=True)
+class _Victim:
+    """Who is killed, how often, and how long it is left alone in between."""
+
+    actor: str
+    num_kills: int
+    every_seconds: float
+
+
 def workers_killed(folder: Path, scale: float) -> Outcome:
-    """SIGKILL of the decode actors every 5 s, each fourth time of the encode actor too (2,000 clips at full length)."""
-    num_kills, num_clips = max(4, int(20 * scale)), int(2000 * max(scale, 0.2))
-    # Pictures of a size that the run outlasts its kills, on as many cores as it was chosen for.
+    """SIGKILL of the decode actor every 5 s, 20 times; of the encode actor 5 times (2,000 clips each, at full length)."""
+    num_clips = int(2000 * max(scale, 0.2))
+    # Pictures of a size that a run outlasts its kills, on as many cores as it was chosen for.
     images = _large_images(folder / "images", num_clips)
-    arguments = ("embed", images, *SETTINGS, "--runner", "ray", "--set", "ray.num_cpus=2")
+    victims = [_Victim("DecodeActor", max(4, int(20 * scale)), 5), _Victim("EncodeActor", max(2, int(5 * scale)), 15)]
+    # Undisturbed before and after, because this machine is not as fast at all times.
+    undisturbed = [_seconds_with_kills(images, folder / "WHOLE")[0]]
+    runs = {victim: _seconds_with_kills(images, folder / victim.actor, victim) for victim in victims}
+    undisturbed.append(_seconds_with_kills(images, folder / "AGAIN")[0])
+    facts: dict[str, Any] = {"clips": num_clips, "undisturbed_seconds": " and ".join(f"{s:.1f}" for s in undisturbed)}
+    holds = True
+    for victim, (seconds, num_killed) in runs.items():
+        out = folder / victim.actor
+        report = verify_output(OutputFolder(str(out)))
+        same = fragment_bytes(out) == fragment_bytes(folder / "WHOLE")
+        slower = 2 * seconds / sum(undisturbed) - 1
+        within = "within" if slower <= 0.15 else "beyond"
+        facts[victim.actor] = (
+            f"{num_killed} of {victim.num_kills} kills, {report.num_rows} rows, {report.num_error_rows} errors, "
+            f"same bytes {same}, {seconds:.1f} s, {slower:.0%} slower ({within} the 15% aimed at, not part of `holds`)"
+        )
+        holds &= report.ok and same and report.num_rows == num_clips and num_killed == victim.num_kills
+    return Outcome(holds=holds, facts=facts)
+
+
+def _seconds_with_kills(images: Path, out: Path, victim: _Victim | None = None) -> tuple[float, int]:
+    """One run on two cores, from the command to its end, and how many of the kills happened."""
+    num_clips, num_killed = len(list(images.iterdir())), 0
     started = time.monotonic()
-    with Command(*arguments, "--out", folder / "WHOLE") as command:
-        command.finish(1200)
-    undisturbed_seconds = time.monotonic() - started
-    out, kills = folder / "OUT", {"(DecodeActor)": 0, "(EncodeActor)": 0}
-    started = time.monotonic()
-    with Command(*arguments, "--out", out) as command:
-        wait_until(lambda: num_fragments(out))
-        for number in range(num_kills):
-            for victim in ["(DecodeActor)", *["(EncodeActor)"] * (number % 4 == 3)]:
-                wait_until(partial(_is_there, command, victim), 60)
+    with Command("embed", images, "--out", out, *SETTINGS, "--runner", "ray", "--set", "ray.num_cpus=2") as command:
+        if victim is not None:
+            wait_until(lambda: num_fragments(out))
+            for _ in range(victim.num_kills):
+                wait_until(lambda: command.has_ended() or command.processes(f"({victim.actor})"), 60)
                 if num_fragments(out) < num_clips:
-                    pids = command.processes(victim)
+                    pids = command.processes(f"({victim.actor})")
                     for pid in pids:
                         send(pid, signal.SIGKILL)
-                    kills[victim] += bool(pids)
-            wait_until(command.has_ended, 5)
-        ended = command.finish(1200)
-    seconds = time.monotonic() - started
-    same = fragment_bytes(out) == fragment_bytes(folder / "WHOLE")
-    report = verify_output(OutputFolder(str(out)))
-    slower = seconds / undisturbed_seconds - 1
-    facts = {
-        "decode_kills": f"{kills['(DecodeActor)']} of {num_kills}",
-        "encode_kills": f"{kills['(EncodeActor)']} of {num_kills // 4}",
-        "clips": report.num_clips,
-        "rows": report.num_rows,
-        "errors": report.num_error_rows,
-        "same_bytes": same,
-        "undisturbed_seconds": round(undisturbed_seconds, 1),
-        "seconds": round(seconds, 1),
-        "slower": f"{slower:.0%} ({'within' if slower <= 0.15 else 'beyond'} the 15% aimed at, not part of `holds`)",
-    }
-    all_happened = kills == {"(DecodeActor)": num_kills, "(EncodeActor)": num_kills // 4}
-    return Outcome(holds=all_happened and same and report.ok and ended.returncode == 0, facts=facts)
-
-
-def _is_there(command: Command, victim: str) -> bool:
-    """Whether there is somebody to kill, or nobody will be any more."""
-    return command.has_ended() or bool(command.processes(victim))
+                    num_killed += bool(pids)
+                wait_until(command.has_ended, victim.every_seconds)
+        if command.finish(1200).returncode:
+            raise RuntimeError(f"the run into {out.name} failed")
+    return time.monotonic() - started, num_killed
 
 
 def node_killed(folder: Path, scale: float) -> Outcome:
