@@ -18,7 +18,7 @@ test: $(STAMP)  ## All tests, those of a Ray one after the other in a process of
 	$(BIN)/python -m pytest -q --numprocesses 3 --dist loadfile --no-loadscope-reorder -m "not ray and not soak"
 	$(BIN)/python -m pytest -q -m "ray and not soak"
 
-soak: $(STAMP)  ## Faults at the contract's lengths (some 20 minutes on two cores); writes docs/soak.md.
+soak: $(STAMP)  ## Faults at the contract's lengths (some 25 minutes on two cores); writes docs/soak.md.
 	$(BIN)/python -m tests.soak.report
 
 check: lint types imports  ## Everything that reads code without running it.

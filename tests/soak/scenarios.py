@@ -78,7 +78,7 @@ class _Victim:
 
 
 def workers_killed(folder: Path, scale: float) -> Outcome:
-    """SIGKILL of the decode actor every 5 s, 20 times; of the encode actor 5 times (2,000 clips each, at full length)."""
+    """SIGKILL of the decode actor 20 times, every 5 s; of the encode actor 5 times (2,000 clips, at full length)."""
     num_clips = int(2000 * max(scale, 0.2))
     # Pictures of a size that a run outlasts its kills, on as many cores as it was chosen for.
     images = _large_images(folder / "images", num_clips)
