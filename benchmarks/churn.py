@@ -126,23 +126,13 @@ def main() -> None:
             results.append({"way": way} | run(paths, Path(folder, way), config, arguments.every, kills))
             print(results[-1], file=sys.stderr, flush=True)
         rows = [fragments(Path(folder, way)) for way in ways]
+    lengths = ("seconds", "seconds_at_work")
+    usual = {length: statistics.mean(each[length] for each in results if not ways[each["way"]]) for length in lengths}
     for result, its_rows in zip(results, rows, strict=True):
-        for length in ("seconds", "seconds_at_work"):
-            undisturbed = statistics.mean(each[length] for each in results if not ways[each["way"]])
-            result[f"{length}_over_undisturbed"] = result[length] / undisturbed - 1
+        result |= {f"{length}_over_undisturbed": result[length] / usual[length] - 1 for length in lengths}
         result["same_bytes"] = its_rows == rows[0]
     print_table(
-        [
-            "run",
-            "clips",
-            "errors",
-            "actors killed",
-            "seconds",
-            "slower",
-            "from the first fragment on",
-            "slower",
-            "same",
-        ],
+        ["run", "clips", "errors", "actors killed", "seconds", "slower", "from the first fragment", "slower", "same"],
         [
             [
                 result["way"],

@@ -105,22 +105,27 @@ def workers_killed(folder: Path, scale: float) -> Outcome:
 
 def _seconds_with_kills(images: Path, out: Path, victim: _Victim | None = None) -> tuple[float, int]:
     """One run on two cores, from the command to its end, and how many of the kills happened."""
-    num_clips, num_killed = len(list(images.iterdir())), 0
-    started = time.monotonic()
+    started, num_killed = time.monotonic(), 0
     with Command("embed", images, "--out", out, *SETTINGS, "--runner", "ray", "--set", "ray.num_cpus=2") as command:
         if victim is not None:
-            wait_until(lambda: num_fragments(out))
-            for _ in range(victim.num_kills):
-                wait_until(lambda: command.has_ended() or command.processes(f"({victim.actor})"), 60)
-                if num_fragments(out) < num_clips:
-                    pids = command.processes(f"({victim.actor})")
-                    for pid in pids:
-                        send(pid, signal.SIGKILL)
-                    num_killed += bool(pids)
-                wait_until(command.has_ended, victim.every_seconds)
+            num_killed = _kill(command, victim, out, len(list(images.iterdir())))
         if command.finish(1200).returncode:
             raise RuntimeError(f"the run into {out.name} failed")
     return time.monotonic() - started, num_killed
+
+
+def _kill(command: Command, victim: _Victim, out: Path, num_clips: int) -> int:
+    """Kill a run's actors from its first fragment to its last; how many times there was one."""
+    words, num_killed = f"({victim.actor})", 0
+    wait_until(lambda: num_fragments(out))
+    for _ in range(victim.num_kills):
+        wait_until(lambda: command.has_ended() or command.processes(words), 60)
+        pids = command.processes(words) if num_fragments(out) < num_clips else []
+        for pid in pids:
+            send(pid, signal.SIGKILL)
+        num_killed += bool(pids)
+        wait_until(command.has_ended, victim.every_seconds)
+    return num_killed
 
 
 def node_killed(folder: Path, scale: float) -> Outcome:
