@@ -28,7 +28,7 @@ from benchmarks.measure import measure, print_record, print_table
 from benchmarks.requests import make_store, parse_grid, random_request
 from pipeline.config import Config, load_config
 from pipeline.encoder.counts import Grid
-from pipeline.flow.cluster import RayRunner
+from pipeline.flow.cluster import RayRunner, tables_of
 from pipeline.stages.encode import Encode, encode_device
 
 _LAST = 10  # requests that are done on the device before their results are seen, and some
@@ -91,7 +91,7 @@ def through_ray(
         arrivals, encodes, ways = [], [], set()
         vectors: Counter[bytes] = Counter()
         with GpuLoad(num_gpus=runner.capacity.encode) as load:
-            for table in dataset.iter_batches(batch_format="pyarrow", batch_size=None):
+            for table in tables_of(dataset):
                 arrivals += [time.perf_counter()] * table.num_rows
                 encodes += table["encode_seconds"].to_pylist()
                 ways |= set(table["transfer"].to_pylist())

@@ -1,10 +1,11 @@
 """Ctrl-C and SIGTERM end a command in order: workers are stopped, the lease is given back, a line says how to go on.
 
-Either signal becomes an exception in the main thread, so every `with` block on the way out does its part. A second
-signal changes nothing; a way out that takes too long is cut short, and then the kernel ends the decoders (they die
-with their parent) and Ray ends what it started for this process. When everything of ours is put away and the line is
-written, the process ends there and then: what Python and Ray's library do at exit was seen to crash after two signals
-(Ray 2.60), and the exit code was the crash's.
+Either signal becomes an exception in the main thread, so every `with` block on the way out does its part; where it
+comes up in a destructor or a callback, which lose exceptions, it is raised again a moment later. A second signal
+changes nothing, but for a SIGTERM while Ray's library ends: that one kills. A way out that takes too long is cut short,
+and then the kernel ends the decoders (they die with their parent) and Ray ends what it started for this process. When
+everything of ours is put away and the line is written, the process ends there and then: what Python and Ray's library
+do at exit was seen to crash after two signals (Ray 2.60), and the exit code was the crash's.
 """
 
 import os
@@ -12,8 +13,9 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import NoReturn
 
@@ -21,6 +23,7 @@ from pipeline.errors import PatchwireError, RunError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LONGEST_END_SECONDS = 20.0
+_PAUSE_SECONDS = 0.05
 
 
 class _StopError(KeyboardInterrupt):
@@ -31,6 +34,8 @@ class _StopError(KeyboardInterrupt):
 def stoppable() -> Iterator[None]:
     """Turn SIGINT and SIGTERM into a RunError that names the command to go on with. Only in the main thread."""
     before = {number: signal.signal(number, _stop) for number in _SIGNALS}
+    report = sys.unraisablehook
+    sys.unraisablehook = partial(_stop_again, report)
     try:
         yield
     except KeyboardInterrupt as error:
@@ -39,6 +44,7 @@ def stoppable() -> Iterator[None]:
         command = shlex.join(["patchwire", *sys.argv[1:]])
         raise RunError(f"stopped by {error or 'SIGINT'}; what is finished is kept. To go on: {command}") from error
     finally:
+        sys.unraisablehook = report
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -62,6 +68,20 @@ def _stop(number: int, _frame: FrameType | None) -> None:
     timer.daemon = True
     timer.start()
     raise _StopError(signal.Signals(number).name)
+
+
+def _stop_again(report: Callable[["sys.UnraisableHookArgs"], object], lost: "sys.UnraisableHookArgs") -> None:
+    if not isinstance(lost.exc_value, _StopError):
+        report(lost)
+        return
+    number = signal.Signals[str(lost.exc_value)]
+    signal.signal(number, _stop)
+    threading.Timer(_PAUSE_SECONDS, _send_again, (number,)).start()  # raised now, it would be lost in this hook
+
+
+def _send_again(number: signal.Signals) -> None:
+    if signal.getsignal(number) is _stop:
+        os.kill(os.getpid(), number)
 
 
 def _stopping(_number: int, _frame: FrameType | None) -> None:

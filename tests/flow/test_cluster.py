@@ -1,5 +1,6 @@
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
@@ -134,6 +135,16 @@ def test_headers_beside_a_run_are_all_read_though_readers_are_killed(
         found += results
     assert sorted(result.item.uri for result in found) == sorted(item.uri for item in items)
     assert all(result.info is not None for result in found)
+
+
+def test_what_is_broken_off_leaves_no_thread_that_could_meet_the_end_of_ray(corpus: Path) -> None:
+    before = set(threading.enumerate())
+    with RayRunner(CONFIG) as runner:
+        results = runner.probe(many_items(corpus), CONFIG)
+        next(results)
+        results.close()
+        left = set(threading.enumerate()) - before
+    assert not {thread.name for thread in left}
 
 
 def test_reading_headers_ends_with_the_run_that_it_is_beside_of(corpus: Path) -> None:

@@ -31,10 +31,9 @@ from tests.media_factory import make_image
 pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).resolve().parents[2]
-NUM_IMAGES = 100
+NUM_IMAGES = 300  # `ray job stop` takes a second or two to come, and eighty may be done in one
 RAY = Path(sys.executable).with_name("ray")
 MARK = make_mark()
-FOLDER = "PATCHWIRE_TEST_RAY_FOLDER"
 
 
 def free_port() -> int:
@@ -83,7 +82,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
             wait_for_port(dashboard, process, log_file)
-            yield environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}", FOLDER: temporary}
+            yield environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
         finally:
             # Nothing here is worth an orderly end, which takes Ray half a minute.
             os.killpg(process.pid, signal.SIGKILL)
@@ -115,13 +114,6 @@ def working_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def job(head: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [str(RAY), "job", *map(str, arguments)]
     return subprocess.run(command, env=head, capture_output=True, text=True, timeout=170, check=False)
-
-
-def last_words(head: dict[str, str]) -> str:
-    """What Ray wrote of the job, its supervisor and its driver; the folder is gone after the test."""
-    logs = {path: path.read_text(errors="replace") for path in Path(head[FOLDER]).glob("session_2*/logs/*.[elo]*")}
-    of_the_job = {path: text for path, text in logs.items() if "driver" in path.name or "Job to-be-stopped" in text}
-    return "\n".join(f"{path.name}:\n{text[-3000:]}" for path, text in of_the_job.items())
 
 
 def submit(
@@ -163,8 +155,7 @@ def test_a_stopped_job_gives_its_lease_back_leaves_no_decoder_and_is_taken_up_ag
     assert marked_processes(MARK, DECODER_NAME)
     assert "was stopped" in job(head, "stop", "to-be-stopped").stdout
     said = job(head, "logs", "to-be-stopped").stdout
-    # Once in ten runs, under load, the driver was gone without it and its lease was left: not understood.
-    assert "stopped by SIGTERM; what is finished is kept. To go on: patchwire embed" in said, last_words(head)
+    assert "stopped by SIGTERM; what is finished is kept. To go on: patchwire embed" in said
     assert not (out / "lease.json").exists()
     for name in (DECODER_NAME, "DecodeActor", "EncodeActor", "WriteActor"):
         assert wait_until(lambda: not marked_processes(MARK, name), 20), name  # noqa: B023
