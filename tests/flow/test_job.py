@@ -155,7 +155,7 @@ def test_a_stopped_job_gives_its_lease_back_leaves_no_decoder_and_is_taken_up_ag
     assert marked_processes(MARK, DECODER_NAME)
     assert "was stopped" in job(head, "stop", "to-be-stopped").stdout
     said = job(head, "logs", "to-be-stopped").stdout
-    assert "stopped by SIGTERM; what is finished is kept. To go on: patchwire embed" in said
+    assert "stopped by SIGTERM; what is finished is kept. To go on: patchwire embed" in said, said[-3000:]
     assert not (out / "lease.json").exists()
     for name in (DECODER_NAME, "DecodeActor", "EncodeActor", "WriteActor"):
         assert wait_until(lambda: not marked_processes(MARK, name), 20), name  # noqa: B023
